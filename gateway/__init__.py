@@ -1,0 +1,1 @@
+"""Mtok: the OpenAI-compatible metering gateway for vLLM fleets."""
