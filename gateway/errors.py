@@ -65,7 +65,7 @@ class Refusal:
         return headers
 
 
-class Refused(Exception):  # noqa: N818 - a refusal is an outcome, not a fault
+class Refused(Exception):
     """Carries a `Refusal` out of a step that cannot return one."""
 
     def __init__(self, refusal: Refusal) -> None:

@@ -1,5 +1,21 @@
-"""OpenAI's bytes: request view, body edits, SSE scanner, usage readers, rate-limit headers. No I/O."""
+"""OpenAI's bytes: request view, body edits, SSE scanner, usage readers. No I/O: bytes in, bytes and values out."""
 
+from ._readers import read_answer
+from ._requests import Endpoint, RequestView, output_field, parse
+from ._splice import add_fields, set_fields
+from ._sse import StreamScanner, scanner_for
 from ._usage import NO_USAGE, Usage
 
-__all__ = ["NO_USAGE", "Usage"]
+__all__ = [
+    "NO_USAGE",
+    "Endpoint",
+    "RequestView",
+    "StreamScanner",
+    "Usage",
+    "add_fields",
+    "output_field",
+    "parse",
+    "read_answer",
+    "scanner_for",
+    "set_fields",
+]

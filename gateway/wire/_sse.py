@@ -1,0 +1,319 @@
+"""Server-sent events on their way to the client: finds their ends, cuts what the client did not ask for, reads usage.
+
+A scanner gets the engine's bytes as they were read and returns what may go to the client now: whole events only, so
+that a stream can be ended with an error event at any time. What it returns, put together, is what the engine sent
+minus the usage the gateway asked for and the client did not: the last event, the one with empty `choices`, and the
+`usage` member of the others.
+
+An event ends at an empty line; lines end with LF, CRLF or CR (WHATWG HTML, "Server-sent events").
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from ._members import member_span
+from ._readers import CompletionUsage, MessageUsage, ResponseUsage, completion_usage
+from ._requests import Endpoint, RequestView
+from ._usage import Usage
+
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+"""A longer event is passed on in pieces, uncut: no engine's usage event is that long, and memory is bounded."""
+
+_BOUNDARY = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_LINE_END = re.compile(rb"(?>\r\n|\n|\r)")
+
+
+class StreamScanner:
+    """The part all dialects share: events in, whole events out."""
+
+    def __init__(self) -> None:
+        self._tail = bytearray()
+        self.failed = False
+        """Whether the engine reported an error inside the stream."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Takes what was read from the engine; returns what may be sent on, often all of it, sometimes nothing."""
+        if not self._tail and data.endswith(b"\n\n") and b"\r" not in data:
+            return self._event(data) if data.find(b"\n\n") == len(data) - 2 else self._events(data)
+        # Two bytes before the new ones may belong to a boundary; three for CRLF CRLF.
+        start = max(0, len(self._tail) - 3)
+        self._tail += data
+        end = 0
+        for match in _BOUNDARY.finditer(self._tail, start):
+            # A CR at the very end may be half of a CRLF.
+            if match.end() < len(self._tail) or self._tail[-1:] != b"\r":
+                end = match.end()
+        if not end and len(self._tail) > MAX_EVENT_BYTES:
+            end = len(self._tail)
+        ready = bytes(self._tail[:end])
+        del self._tail[:end]
+        return self._events(ready) if ready else b""
+
+    def finish(self) -> bytes:
+        """The engine ended the stream: what was held back as unfinished."""
+        rest = bytes(self._tail)
+        self._tail.clear()
+        return self._events(rest) if rest else b""
+
+    def _events(self, data: bytes) -> bytes:
+        out, start = [], 0
+        for match in _BOUNDARY.finditer(data):
+            out.append(self._event(data[start : match.end()]))
+            start = match.end()
+        if start < len(data):
+            out.append(self._event(data[start:]))
+        return b"".join(out)
+
+    @abstractmethod
+    def _event(self, block: bytes) -> bytes:
+        """What remains of one event, its empty line included."""
+
+    @abstractmethod
+    def usage(self) -> Usage | None:
+        """What the engine has reported so far, the last report counting; None when it has reported nothing."""
+
+    @property
+    def output_events(self) -> int:
+        """Events that carried an output token each: a lower bound where the engine reports only at the end."""
+        return 0
+
+
+class _Choice(Struct):
+    index: int = 0
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] | UnsetType | None = UNSET
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+# What vLLM's running usage looks like: numbers, nulls and objects of such.
+_PLAIN = rb'["\w:,. ]*'
+_plain_usage = re.compile(rb"\{%b(?:\{%b\}%b)*\}" % (_PLAIN, _PLAIN, _PLAIN)).fullmatch
+_USAGE_MEMBER = b',"usage":'
+
+
+class CompletionScanner(StreamScanner):
+    """Chat completions and completions: usage in `usage`, asked for with `stream_options`.
+
+    With `continuous_usage_stats` vLLM counts each choice for itself (0.24 and 0.32: `previous_num_tokens[i]`), and
+    each prompt of a completions call for itself; only the last event has the sums. So a stream of several answers that
+    is cut is the sum over its choices of what each had reported last.
+    """
+
+    def __init__(self, *, cut_usage_event: bool, cut_running_usage: bool, samples: int = 1, prompts: int = 1) -> None:
+        super().__init__()
+        self._cut_usage_event = cut_usage_event
+        self._cut_running_usage = cut_running_usage
+        self._samples = samples
+        self._single = samples * prompts == 1
+        self._final: bytes | None = None
+        self._running: dict[int, bytes] = {}
+
+    def _event(self, block: bytes) -> bytes:
+        start = block.rfind(_USAGE_MEMBER)
+        if start > 0 and self._single and self._read_plain(block, start):
+            return block[:start] + b"}\n\n" if self._cut_running_usage else block
+        if b'"usage"' not in block and b'"error"' not in block:
+            return block
+        return self._read_carefully(block)
+
+    def _read_plain(self, block: bytes, start: int) -> bool:
+        """Takes the usage of an event as vLLM writes a token: one choice, usage last. False: not of that shape.
+
+        Quotes inside JSON strings are escaped, so text cannot look like the member; and since the event's own brace
+        follows the usage object, the member is the root's.
+        """
+        usage = block[start + len(_USAGE_MEMBER) : -3]
+        if not (
+            _plain_usage(usage)
+            and block.endswith(b"}\n\n")
+            and b'"choices":[{' in block
+            and block.find(b'"usage"') == start + 1
+            and b'"error"' not in block
+        ):
+            return False
+        self._running[0] = usage
+        return True
+
+    def _read_carefully(self, block: bytes) -> bytes:
+        payload = _payload(block)
+        try:
+            chunk = _chunk.decode(payload)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return block
+        if chunk.error is not UNSET and bytes(chunk.error) != b"null":
+            self.failed = True
+        if chunk.usage is UNSET or bytes(chunk.usage) == b"null":
+            return block
+        if chunk.choices == []:
+            self._final = bytes(chunk.usage)
+            return b"" if self._cut_usage_event else block
+        self._running[chunk.choices[0].index if chunk.choices else 0] = bytes(chunk.usage)
+        return _without_member(block, payload, b"usage") if self._cut_running_usage else block
+
+    def usage(self) -> Usage | None:
+        if self._final is not None:
+            return _completion_usage(self._final)
+        if not self._running:
+            return None
+        reports = {index: _completion_usage(raw) for index, raw in self._running.items()}
+        by_prompt = {index // self._samples: report for index, report in reports.items() if report}
+        return Usage(
+            input_tokens=sum(report.input_tokens for report in by_prompt.values()),
+            input_cached_tokens=sum(report.input_cached_tokens for report in by_prompt.values()),
+            output_tokens=sum(report.output_tokens for report in reports.values() if report),
+        )
+
+
+class _ResponseBody(Struct):
+    usage: ResponseUsage | None = None
+
+
+class _ResponseEvent(Struct):
+    type: str = ""
+    response: _ResponseBody | None = None
+
+
+_response_event = msgspec.json.Decoder(_ResponseEvent)
+
+
+class ResponseScanner(StreamScanner):
+    """The Responses API: usage comes once, in the event that ends the response; nothing is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._usage: Usage | None = None
+        self._deltas = 0
+
+    def _event(self, block: bytes) -> bytes:
+        if b".delta" in block:
+            self._deltas += 1
+        elif b'"usage"' in block or b'"error"' in block:
+            self._read(block)
+        return block
+
+    def _read(self, block: bytes) -> None:
+        try:
+            event = _response_event.decode(_payload(block))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return
+        if event.type in {"response.failed", "error"}:
+            self.failed = True
+        if event.response is not None and event.response.usage is not None:
+            self._usage = event.response.usage.usage()
+
+    def usage(self) -> Usage | None:
+        return self._usage
+
+    @property
+    def output_events(self) -> int:
+        return self._deltas
+
+
+class _MessageBody(Struct):
+    usage: MessageUsage | None = None
+
+
+class _MessageEvent(Struct):
+    type: str = ""
+    message: _MessageBody | None = None
+    usage: MessageUsage | None = None
+
+
+_message_event = msgspec.json.Decoder(_MessageEvent)
+
+
+class MessageScanner(StreamScanner):
+    """Anthropic's Messages: input in `message_start`, output so far in `message_delta`; nothing is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._usage: Usage | None = None
+        self._deltas = 0
+
+    def _event(self, block: bytes) -> bytes:
+        if b"content_block_delta" in block:
+            self._deltas += 1
+        elif b'"usage"' in block or b'"error"' in block:
+            self._read(block)
+        return block
+
+    def _read(self, block: bytes) -> None:
+        try:
+            event = _message_event.decode(_payload(block))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return
+        if event.type == "error":
+            self.failed = True
+        report = event.usage or (event.message.usage if event.message is not None else None)
+        if report is not None:
+            self._usage = report.usage(self._usage)
+
+    def usage(self) -> Usage | None:
+        return self._usage
+
+    @property
+    def output_events(self) -> int:
+        return self._deltas
+
+
+def scanner_for(view: RequestView) -> StreamScanner:
+    """The scanner that fits a request: which dialect, and what its client did not ask for."""
+    match view.endpoint:
+        case Endpoint.RESPONSES:
+            return ResponseScanner()
+        case Endpoint.MESSAGES:
+            return MessageScanner()
+        case _:
+            return CompletionScanner(
+                cut_usage_event=not view.wants_usage,
+                cut_running_usage=not view.wants_running_usage,
+                samples=view.samples,
+                prompts=view.prompts,
+            )
+
+
+def _completion_usage(raw: bytes) -> Usage | None:
+    try:
+        report: CompletionUsage = completion_usage.decode(raw)
+    except msgspec.DecodeError:
+        return None
+    return report.usage()
+
+
+def _payload(block: bytes) -> bytes:
+    """The event's data: its `data:` lines, one leading space dropped, joined with LF."""
+    return b"\n".join(line[5:].removeprefix(b" ") for line in _LINE_END.split(block) if line.startswith(b"data:"))
+
+
+def _without_member(block: bytes, payload: bytes, name: bytes) -> bytes:
+    """`block` without one member of its JSON object, every other byte kept."""
+    span = member_span(payload, name)
+    if span is None:
+        return block
+    start, end = span
+    position = block.find(payload)
+    if position >= 0:
+        return block[: position + start] + block[position + end :]
+    # Data over several lines: the payload is put back as lines of its own, where the first one stood.
+    kept = payload[:start] + payload[end:]
+    lines = _LINE_END.split(block)
+    ends = _LINE_END.findall(block)
+    out: list[bytes] = []
+    replaced = False
+    for line, line_end in zip(lines, [*ends, b""], strict=True):
+        if not line.startswith(b"data:"):
+            out.append(line + line_end)
+        elif not replaced:
+            out.extend(b"data: " + part + line_end for part in kept.split(b"\n"))
+            replaced = True
+    return b"".join(out)
