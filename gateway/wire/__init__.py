@@ -1,5 +1,6 @@
 """OpenAI's bytes: request view, body edits, SSE scanner, usage readers. No I/O: bytes in, bytes and values out."""
 
+from ._engine_errors import engine_refusal
 from ._readers import read_answer
 from ._requests import Endpoint, RequestView, output_field, parse
 from ._splice import add_fields, set_fields
@@ -13,6 +14,7 @@ __all__ = [
     "StreamScanner",
     "Usage",
     "add_fields",
+    "engine_refusal",
     "output_field",
     "parse",
     "read_answer",

@@ -10,7 +10,7 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]', re.DOTALL)
 def member_span(json: bytes, name: bytes) -> tuple[int, int] | None:
     """Start and end of the member `name` of the root object, with the one comma that must go with it.
 
-    `json` is valid JSON (the caller has decoded it). Of several members of that name the last counts; None: there is none.
+    `json` is valid JSON: the caller has decoded it. The last member of that name counts; None: there is none.
     """
     members = _root_members(json)
     for position, (key, start, end) in reversed(list(enumerate(members))):

@@ -56,7 +56,8 @@ class RequestView:
     """What one request asks for.
 
     `prompt` holds the raw JSON the prompt is made of, most stable part first: input of the prefix chain and an upper
-    bound of its length (a token is at least one byte). `prompt_tokens` is known only when the client sent token ids.
+    bound of its length (a token is at least one byte). `prompt_tokens` (all prompts) and `longest_tokens` (the longest
+    of them) are known only when the client sent token ids.
     `answers` is how many sequences the engine will generate (samples × prompts), `prompts` how many it must read.
     `output_tokens` is the client's own bound per answer, `output_field` the field it stands in or would stand in.
     """
@@ -65,6 +66,7 @@ class RequestView:
     model: str
     prompt: bytes
     prompt_tokens: int | None = None
+    longest_tokens: int | None = None
     stream: bool = False
     prompts: int = 1
     samples: int = 1
@@ -187,15 +189,16 @@ def _parse_completions(body: bytes) -> RequestView:
     if view.prompt is UNSET or bytes(view.prompt) == b"null":
         if view.prompt_embeds is UNSET:
             raise _bad("prompt", "'prompt' is missing. Send a string, an array of strings, or token ids.")
-        prompt, prompts, prompt_tokens = bytes(view.prompt_embeds), 1, None
+        prompt, prompts, lengths = bytes(view.prompt_embeds), 1, None
     else:
         prompt = bytes(view.prompt)
-        prompts, prompt_tokens = _count_prompts(prompt, "prompt")
+        prompts, lengths = _count_prompts(prompt, "prompt")
     return RequestView(
         endpoint=Endpoint.COMPLETIONS,
         model=view.model,
         prompt=prompt,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=None if lengths is None else sum(lengths),
+        longest_tokens=None if lengths is None else max(lengths),
         stream=bool(view.stream),
         prompts=prompts,
         samples=max(view.n or 1, view.best_of or 1),
@@ -243,9 +246,14 @@ def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
 def _parse_embeddings(body: bytes) -> RequestView:
     view = _embeddings.decode(body)
     prompt = bytes(view.input)
-    prompts, prompt_tokens = _count_prompts(prompt, "input")
+    prompts, lengths = _count_prompts(prompt, "input")
     return RequestView(
-        endpoint=Endpoint.EMBEDDINGS, model=view.model, prompt=prompt, prompts=prompts, prompt_tokens=prompt_tokens
+        endpoint=Endpoint.EMBEDDINGS,
+        model=view.model,
+        prompt=prompt,
+        prompts=prompts,
+        prompt_tokens=None if lengths is None else sum(lengths),
+        longest_tokens=None if lengths is None else max(lengths),
     )
 
 
@@ -297,8 +305,8 @@ def _require_prompt(value: bytes, param: str) -> None:
         raise _bad(param, f"'{param}' is empty. Send at least one item.")
 
 
-def _count_prompts(value: bytes, param: str) -> tuple[int, int | None]:
-    """How many prompts one `prompt` or `input` holds, and their tokens when they are token ids."""
+def _count_prompts(value: bytes, param: str) -> tuple[int, list[int] | None]:
+    """How many prompts one `prompt` or `input` holds, and their lengths in tokens when they are token ids."""
     _require_prompt(value, param)
     if value[:1] == b'"':
         return 1, None
@@ -307,9 +315,9 @@ def _count_prompts(value: bytes, param: str) -> tuple[int, int | None]:
         return len(_raw_list.decode(value)), None
     try:
         if first == b"[":
-            lists = [_token_ids.decode(item) for item in _raw_list.decode(value)]
-            return len(lists), sum(map(len, lists))
-        return 1, len(_token_ids.decode(value))
+            lengths = [len(_token_ids.decode(item)) for item in _raw_list.decode(value)]
+            return len(lengths), lengths
+        return 1, [len(_token_ids.decode(value))]
     except msgspec.ValidationError as error:
         raise _bad(param, f"'{param}' must be a string, an array of strings, or arrays of token ids.") from error
 

@@ -35,6 +35,8 @@ class StreamScanner:
         self._tail = bytearray()
         self.failed = False
         """Whether the engine reported an error inside the stream."""
+        self.ended = False
+        """Whether the event that ends the stream has been seen."""
 
     def feed(self, data: bytes) -> bytes:
         """Takes what was read from the engine; returns what may be sent on, often all of it, sometimes nothing."""
@@ -99,6 +101,7 @@ _chunk = msgspec.json.Decoder(_Chunk)
 _PLAIN = rb'["\w:,. ]*'
 _plain_usage = re.compile(rb"\{%b(?:\{%b\}%b)*\}" % (_PLAIN, _PLAIN, _PLAIN)).fullmatch
 _USAGE_MEMBER = b',"usage":'
+_DONE = (b"data: [DONE]", b"data:[DONE]")
 
 
 class CompletionScanner(StreamScanner):
@@ -122,9 +125,11 @@ class CompletionScanner(StreamScanner):
         start = block.rfind(_USAGE_MEMBER)
         if start > 0 and self._single and self._read_plain(block, start):
             return block[:start] + b"}\n\n" if self._cut_running_usage else block
-        if b'"usage"' not in block and b'"error"' not in block:
-            return block
-        return self._read_carefully(block)
+        if block.startswith(_DONE):
+            self.ended = True
+        elif b'"usage"' in block or b'"error"' in block:
+            return self._read_carefully(block)
+        return block
 
     def _read_plain(self, block: bytes, start: int) -> bool:
         """Takes the usage of an event as vLLM writes a token: one choice, usage last. False: not of that shape.
@@ -208,6 +213,7 @@ class ResponseScanner(StreamScanner):
             return
         if event.type in {"response.failed", "error"}:
             self.failed = True
+        self.ended = event.type in {"response.completed", "response.incomplete", "response.failed"}
         if event.response is not None and event.response.usage is not None:
             self._usage = event.response.usage.usage()
 
@@ -243,6 +249,8 @@ class MessageScanner(StreamScanner):
     def _event(self, block: bytes) -> bytes:
         if b"content_block_delta" in block:
             self._deltas += 1
+        elif b"message_stop" in block:
+            self.ended = True
         elif b'"usage"' in block or b'"error"' in block:
             self._read(block)
         return block

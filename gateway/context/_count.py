@@ -1,0 +1,82 @@
+"""The questions to an engine's own tokenizer whose answers add up to a request's prompt tokens."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from gateway.wire import Endpoint, RequestView
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+_prompts = msgspec.json.Decoder(list[Raw])
+_encode = msgspec.json.Encoder().encode
+
+_CHAT_FIELDS = (
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+    "chat_template",
+    "chat_template_kwargs",
+    "mm_processor_kwargs",
+)
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+
+
+class _Item(msgspec.Struct):
+    role: str
+    content: str | list[_Part]
+
+
+_items = msgspec.json.Decoder(list[_Item])
+
+
+def questions(view: RequestView, body: bytes, model: str) -> list[tuple[str, bytes]]:
+    """(path, JSON body) of each question, one per prompt; empty when the tokenizer cannot be asked about this request.
+
+    vLLM's `/tokenize` takes what its chat and completions endpoints take; `/v1/messages/count_tokens` what Messages
+    takes. A Responses request is asked as the chat its items make.
+    """
+    members = _members.decode(body)
+    match view.endpoint:
+        case Endpoint.CHAT:
+            chat = {name: members[name] for name in _CHAT_FIELDS if name in members}
+            return [("/tokenize", _encode({"model": model, **chat}))]
+        case Endpoint.COMPLETIONS | Endpoint.EMBEDDINGS:
+            raw = members.get("prompt" if view.endpoint is Endpoint.COMPLETIONS else "input")
+            if raw is None or view.prompt_tokens is not None:
+                return []
+            prompts = [raw] if bytes(raw[:1]) == b'"' else _prompts.decode(raw)
+            extra = {name: members[name] for name in ("add_special_tokens",) if name in members}
+            return [("/tokenize", _encode({"model": model, "prompt": prompt, **extra})) for prompt in prompts]
+        case Endpoint.MESSAGES:
+            wanted = {name: members[name] for name in ("messages", "system", "tools", "tool_choice") if name in members}
+            return [("/v1/messages/count_tokens", _encode({"model": model, **wanted}))]
+        case Endpoint.RESPONSES:
+            messages = _response_messages(members)
+            return [("/tokenize", _encode({"model": model, "messages": messages}))] if messages else []
+        case _:
+            return []
+
+
+def _response_messages(members: dict[str, Raw]) -> list[dict[str, str]]:
+    raw = bytes(members["input"])
+    messages: list[dict[str, str]] = []
+    instructions = members.get("instructions")
+    if instructions is not None and bytes(instructions[:1]) == b'"':
+        messages.append({"role": "system", "content": msgspec.json.decode(instructions, type=str)})
+    if raw[:1] == b'"':
+        return [*messages, {"role": "user", "content": msgspec.json.decode(raw, type=str)}]
+    try:
+        items = _items.decode(raw)
+    except msgspec.ValidationError:
+        return []
+    for item in items:
+        content = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
+        messages.append({"role": item.role, "content": content})
+    return messages

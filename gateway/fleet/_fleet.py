@@ -1,0 +1,138 @@
+"""All replicas of all models: who is healthy, what context they serve, and the control-plane calls to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import httpx
+import msgspec
+
+from gateway.policy import ModelSpec
+
+from ._replica import Replica
+
+log = logging.getLogger(__name__)
+
+PROBE_INTERVAL_S = 1.0
+PROBE_TIMEOUT_S = 2.0
+TOKENIZE_TIMEOUT_S = 5.0
+SILENCE_S = 600.0
+"""A replica that sends nothing for so long counts as lost: the SDKs give up after the same 600 s."""
+
+
+class _ModelCard(msgspec.Struct):
+    id: str = ""
+    max_model_len: int | None = None
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelCard] = []
+
+
+class _TokenCount(msgspec.Struct):
+    count: int | None = None
+    input_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class ModelFleet:
+    """A model and the replicas that serve it."""
+
+    spec: ModelSpec
+    replicas: list[Replica]
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The policy's context, else the smallest any replica has told; None until one has."""
+        if self.spec.context_tokens is not None:
+            return self.spec.context_tokens
+        return min((r.context_tokens for r in self.replicas if r.context_tokens is not None), default=None)
+
+    def healthy(self) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.healthy]
+
+
+class Fleet:
+    """Owns every replica's connections and the task that watches them. Start it, then close it."""
+
+    def __init__(self, models: Iterable[ModelSpec], *, probe_interval_s: float = PROBE_INTERVAL_S) -> None:
+        by_url: dict[str, Replica] = {}
+        self.models: dict[str, ModelFleet] = {}
+        for spec in models:
+            replicas = [by_url.setdefault(r.url, Replica(r.url)) for r in spec.replicas]
+            self.models[spec.name] = ModelFleet(spec, replicas)
+        self.replicas = list(by_url.values())
+        self._probe_interval_s = probe_interval_s
+        self._http = httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False)
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Probes every replica once, so that the first request finds the healthy ones, then keeps watching."""
+        await self._probe_all()
+        self._watcher = asyncio.create_task(self._watch(), name="fleet-watch")
+
+    async def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._http.aclose()
+        for replica in self.replicas:
+            replica.close()
+
+    def ready(self) -> bool:
+        """Whether any replica answers."""
+        return any(replica.healthy for replica in self.replicas)
+
+    async def count_tokens(self, model: ModelFleet, path: str, payload: bytes) -> int | None:
+        """Asks a healthy replica's tokenizer. None when none can tell; never raises for what the replica does."""
+        for replica in model.healthy():
+            try:
+                answer = await self._http.post(
+                    replica.url + path,
+                    content=payload,
+                    headers={"content-type": "application/json"},
+                    timeout=TOKENIZE_TIMEOUT_S,
+                )
+                if answer.status_code != httpx.codes.OK:
+                    return None
+                told = msgspec.json.decode(answer.content, type=_TokenCount)
+            except (httpx.HTTPError, msgspec.DecodeError) as error:
+                log.warning("replica %s could not count tokens: %s", replica.name, error)
+                continue
+            return told.input_tokens if told.count is None else told.count
+        return None
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._probe_interval_s)
+            await self._probe_all()
+            for replica in self.replicas:
+                replica.sweep(now_s=loop.time(), silence_s=SILENCE_S)
+
+    async def _probe_all(self) -> None:
+        await asyncio.gather(*(self._probe(replica) for replica in self.replicas))
+
+    async def _probe(self, replica: Replica) -> None:
+        try:
+            answer = await self._http.get(replica.url + "/health")
+            healthy = answer.status_code == httpx.codes.OK
+            if healthy and replica.context_tokens is None:
+                replica.context_tokens = await self._context_of(replica)
+        except httpx.HTTPError:
+            healthy = False
+        if healthy != replica.healthy:
+            log.info("replica %s is %s", replica.name, "healthy" if healthy else "down")
+        replica.healthy = healthy
+
+    async def _context_of(self, replica: Replica) -> int | None:
+        answer = await self._http.get(replica.url + "/v1/models")
+        try:
+            cards = msgspec.json.decode(answer.content, type=_ModelList).data
+        except msgspec.DecodeError as error:
+            log.warning("replica %s answers /v1/models with something else: %s", replica.name, error)
+            return None
+        return min((card.max_model_len for card in cards if card.max_model_len is not None), default=None)

@@ -1,0 +1,186 @@
+"""An engine's answer on its way to the client: opened with the first bytes in, pumped with back-pressure, cut at once.
+
+Nothing reaches the client before the engine's first body bytes have arrived, so that until then another replica may be
+tried. The last bytes are held back until the answer is settled: an answer that has ended is on the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from gateway.fleet import Connection, Replica
+from gateway.wire import Endpoint, StreamScanner
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+MAX_WHOLE_BYTES = 16 * 1024 * 1024
+"""An answer that is not streamed is held up to this size, so that its usage is read before its end is sent."""
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"date",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"server",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-request-id",
+    }
+)
+
+
+class ClientWatch:
+    """Knows when the client has gone, and closes the engine's connection at that moment.
+
+    ASGI tells of a disconnect only to who waits for it, so one task per relayed request does. It ends by itself when
+    the answer is complete: the server then answers `receive` with a disconnect, too.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.gone = False
+        self._receive = receive
+        self._connection: Connection | None = None
+        self._task = asyncio.get_running_loop().create_task(self._wait())
+
+    def guard(self, connection: Connection) -> None:
+        """From now on a client that leaves takes this connection with it."""
+        self._connection = connection
+        if self.gone:
+            connection.interrupt()
+
+    def interrupt(self) -> None:
+        """Ends what is guarded for a reason of our own."""
+        if self._connection is not None:
+            self._connection.interrupt()
+
+    def close(self) -> None:
+        """The answer is over; nothing is guarded any more."""
+        self._connection = None
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._connection is not None:
+            self._connection.interrupt()
+
+
+class Answer:
+    """An engine's answer whose head and first body bytes have arrived. Close it, or its replica counts it for ever."""
+
+    __slots__ = ("_connection", "first", "replica")
+
+    def __init__(self, replica: Replica, connection: Connection, first: bytes) -> None:
+        self.replica = replica
+        self.first = first
+        self._connection = connection
+
+    @property
+    def status(self) -> int:
+        return self._connection.status
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything the engine will send has arrived."""
+        return self._connection.complete
+
+    @property
+    def is_stream(self) -> bool:
+        return any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in self._connection.headers)
+
+    def headers(self) -> Headers:
+        """The engine's headers that are the client's business."""
+        return [pair for pair in self._connection.headers if pair[0] not in _HOP_BY_HOP]
+
+    async def read(self) -> bytes:
+        """More of the body; empty at its end."""
+        return await self._connection.read()
+
+    def close(self) -> None:
+        self.replica.in_flight -= 1
+        self.replica.release(self._connection)
+
+
+async def open_answer(replica: Replica, head: bytes, body: bytes, watch: ClientWatch) -> Answer:
+    """Sends a request and waits for the first bytes of its answer.
+
+    Raises `ConnectFailed` (nothing was sent), `UpstreamLost` (the replica died before it answered), `Interrupted`.
+    """
+    replica.in_flight += 1
+    connection: Connection | None = None
+    try:
+        connection = await replica.acquire()
+        watch.guard(connection)
+        connection.send(head, body)
+        return Answer(replica, connection, await connection.read())
+    except BaseException:
+        replica.in_flight -= 1
+        if connection is not None:
+            replica.release(connection)
+        raise
+
+
+async def pump_stream(answer: Answer, scanner: StreamScanner, head: Headers, send: Send, mark: StreamMark) -> bytes:
+    """Relays a stream up to its last event, which it returns: the caller settles, then sends it.
+
+    `mark.started` tells afterwards, a failure included, whether the client has seen the head.
+    """
+    data = answer.first
+    held: list[bytes] = []
+    while True:
+        out = scanner.feed(data)
+        if answer.complete:
+            return b"".join((*held, out, scanner.finish()))
+        if scanner.ended:
+            held.append(out)
+        elif out:
+            if not mark.started:
+                mark.started = True
+                await send({"type": "http.response.start", "status": answer.status, "headers": head})
+            await send({"type": "http.response.body", "body": out, "more_body": True})
+        data = await answer.read()
+
+
+class StreamMark:
+    """Whether an answer has started on its way to the client."""
+
+    __slots__ = ("started",)
+
+    def __init__(self) -> None:
+        self.started = False
+
+
+async def read_whole(answer: Answer) -> bytes | None:
+    """The whole body; None when it is longer than `MAX_WHOLE_BYTES`."""
+    if answer.complete:
+        return answer.first
+    parts, size = [answer.first], len(answer.first)
+    while not answer.complete:
+        parts.append(await answer.read())
+        size += len(parts[-1])
+        if size > MAX_WHOLE_BYTES:
+            return None
+    return b"".join(parts)
+
+
+def stream_error(endpoint: Endpoint, message: str, code: str) -> bytes:
+    """The event that ends a stream which cannot be completed, in the endpoint's own dialect."""
+    error = {"message": message, "type": "upstream_error", "param": None, "code": code}
+    match endpoint:
+        case Endpoint.RESPONSES:
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode({"type": "error", **error})
+        case Endpoint.MESSAGES:
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode({"type": "error", "error": error})
+        case _:
+            return b"data: %b\n\ndata: [DONE]\n\n" % msgspec.json.encode({"error": error})

@@ -1,0 +1,84 @@
+"""Where a request goes: to the replica that has its longest prefix warm, while that replica's load allows.
+
+Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018): no replica takes more than `LOAD_FACTOR`
+times its even share. A prefix nobody has goes by rendezvous hash, so that gateways agree without talking and a lost
+replica's prefixes spread over all that remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import xxhash
+
+LOAD_FACTOR = 1.25
+LOAD_FREE = 4
+"""Below so many requests a warm prefix is worth more than an even spread: an H200 decodes 4 streams as fast as one."""
+MAX_BLOCKS_KNOWN = 65_536
+"""Bound of the index, about 10 MB a model."""
+
+
+class Target(Protocol):
+    """What placement needs to know about a replica."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+
+T = TypeVar("T", bound=Target)
+
+
+class PrefixIndex:
+    """Which replica saw which prefix last: an LRU over prefix blocks."""
+
+    def __init__(self, max_blocks: int = MAX_BLOCKS_KNOWN) -> None:
+        self._owner: dict[int, str] = {}
+        self._max_blocks = max_blocks
+
+    def __len__(self) -> int:
+        return len(self._owner)
+
+    def owner(self, chain: Sequence[int]) -> str | None:
+        """The replica that has the longest known prefix of `chain`."""
+        owner = self._owner
+        for block in reversed(chain):
+            if block in owner:
+                return owner[block]
+        return None
+
+    def note(self, chain: Sequence[int], name: str) -> None:
+        """`name` has this whole prefix now; the least recently used blocks are forgotten beyond the bound."""
+        owner = self._owner
+        for block in chain:
+            owner.pop(block, None)
+            owner[block] = name
+        while len(owner) > self._max_blocks:
+            del owner[next(iter(owner))]
+
+
+def choose(chain: Sequence[int], index: PrefixIndex, targets: Sequence[T]) -> T:
+    """The target for a prompt with this prefix chain. `targets` are the usable ones, at least one."""
+    assert targets
+    if len(targets) == 1:
+        return targets[0]
+    bound = _load_bound(targets)
+    owner = index.owner(chain)
+    if owner is not None:
+        for target in targets:
+            if target.name == owner and target.in_flight < bound:
+                return target
+    free = [target for target in targets if target.in_flight < bound] or targets
+    return max(free, key=lambda target: _rendezvous(chain[0], target.name))
+
+
+def _load_bound(targets: Sequence[Target]) -> int:
+    total = sum(target.in_flight for target in targets) + 1
+    return max(LOAD_FREE, -int(-LOAD_FACTOR * total // len(targets)))
+
+
+def _rendezvous(block: int, name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode(), block)
