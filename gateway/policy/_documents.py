@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from typing import Literal
+
+from gateway.pricing import GPUS, Price
 
 Engine = Literal["vllm"]
 BudgetPeriod = Literal["hour", "day", "month"]
@@ -19,11 +22,18 @@ class ReplicaSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSpec:
-    """What one replica runs on: a SKU of the catalogue with a count, or a price of its own."""
+    """What one replica runs on: `count` GPUs, by a SKU of the catalogue or by what one of them costs per hour."""
 
     sku: str | None = None
     count: int = 1
     usd_per_hour: Decimal | None = None
+
+    def replica_usd_per_hour(self) -> Decimal:
+        """What a replica costs per hour, all its GPUs together, in US dollars."""
+        if self.usd_per_hour is not None:
+            return self.usd_per_hour * self.count
+        assert self.sku is not None, "the loader refuses a GPU with neither"
+        return GPUS[self.sku].usd_per_hour * self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +81,18 @@ class LimitsSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSpec:
-    """Who may use what. `models` holds model names, or "*" for all."""
+    """Who may use what. `models` holds names and aliases of models, or "*" for all."""
 
     name: str
     keys: tuple[KeySpec, ...] = ()
     models: tuple[str, ...] = ("*",)
     class_name: str | None = None
     limits: LimitsSpec = field(default_factory=LimitsSpec)
+
+    def may_use(self, model: ModelSpec) -> bool:
+        """Whether this tenant's requests for the model are served."""
+        allowed = self.models
+        return "*" in allowed or model.name in allowed or any(alias in allowed for alias in model.aliases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +114,44 @@ class ClassSpec:
     slo: SloSpec = field(default_factory=SloSpec)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Policies:
-    """Everything one directory of policy documents says, checked as a whole."""
+    """Everything one directory of policy documents says, checked as a whole. `sha256` is of the files' contents."""
 
     models: dict[str, ModelSpec]
     tenants: dict[str, TenantSpec]
     classes: dict[str, ClassSpec]
     sha256: str
+
+    def model_named(self, name: str) -> ModelSpec | None:
+        """The model clients mean by this name or alias."""
+        return self._by_name.get(name)
+
+    def models_of(self, tenant: TenantSpec) -> list[ModelSpec]:
+        """The models this tenant may use, in the order of the documents."""
+        return [model for model in self.models.values() if tenant.may_use(model)]
+
+    def class_of(self, tenant: TenantSpec) -> ClassSpec:
+        """The tenant's service class; one with the defaults when it names none."""
+        return self.classes[tenant.class_name] if tenant.class_name is not None else DEFAULT_CLASS
+
+    @property
+    def price_epoch(self) -> str:
+        """The name under which events carry the prices of these documents."""
+        return f"policy:{self.sha256[:12]}"
+
+    @cached_property
+    def prices(self) -> dict[str, Price]:
+        """The price of each model that has one, by the model's name, ready to charge."""
+        return {
+            model.name: Price.of(model.price, epoch=self.price_epoch)
+            for model in self.models.values()
+            if model.price is not None
+        }
+
+    @cached_property
+    def _by_name(self) -> dict[str, ModelSpec]:
+        return {name: model for model in self.models.values() for name in (model.name, *model.aliases)}
+
+
+DEFAULT_CLASS = ClassSpec(name="default")

@@ -1,0 +1,47 @@
+"""The documents that SREs edit: `load` reads a directory of YAML and gives `Policies`, or says all that is wrong.
+
+Values are frozen and checked as a whole, so every other room may trust them. Numbers that are money or ratios are exact
+decimals. Public ids and hashes of keys may be here, secrets never.
+"""
+
+from ._documents import (
+    BudgetPeriod,
+    ClassSpec,
+    Engine,
+    GpuSpec,
+    KeySpec,
+    LimitsSpec,
+    ModelSpec,
+    Policies,
+    PriceSpec,
+    ReplicaSpec,
+    SloSpec,
+    TenantSpec,
+)
+from ._keys import check_public_id, hash_key, looks_like_key, parse_public_id
+from ._load import load
+from ._problems import PolicyError, Problem
+from ._schema import json_schema
+
+__all__ = [
+    "BudgetPeriod",
+    "ClassSpec",
+    "Engine",
+    "GpuSpec",
+    "KeySpec",
+    "LimitsSpec",
+    "ModelSpec",
+    "Policies",
+    "PolicyError",
+    "PriceSpec",
+    "Problem",
+    "ReplicaSpec",
+    "SloSpec",
+    "TenantSpec",
+    "check_public_id",
+    "hash_key",
+    "json_schema",
+    "load",
+    "looks_like_key",
+    "parse_public_id",
+]

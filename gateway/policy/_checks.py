@@ -1,0 +1,155 @@
+"""What only all documents together tell: names given twice, names that lead nowhere, budgets that cannot be held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TypeVar
+
+from ._documents import KeySpec, ModelSpec, TenantSpec
+from ._problems import Steps
+from ._reader import Reader
+from ._table import ANY_MODEL, Document
+
+_Value = TypeVar("_Value")
+
+ANY = (ANY_MODEL,)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file: where its values stand, and what it says."""
+
+    reader: Reader
+    document: Document
+
+    def place(self, steps: Steps) -> str:
+        """File and line of a value, as a message names another place."""
+        return f"{self.reader.file}:{self.reader.lines.get(steps, 1)}"
+
+    def items(self, steps: Steps, values: tuple[_Value, ...]) -> Iterator[tuple[Steps, _Value]]:
+        """The values read from a list with their paths; items that could not be read are not among them."""
+        for index, value in zip(self.reader.kept.get(steps, ()), values, strict=True):
+            yield (*steps, index), value
+
+
+def check(sources: list[Source]) -> Document:
+    """Merges the files and notes with their readers what does not fit; what is there twice, where it comes second."""
+    merged = Document()
+    _merge(sources, merged)
+    _check_model_names(sources)
+    _check_keys(sources)
+    _check_tenants(sources, merged)
+    return merged
+
+
+def _merge(sources: list[Source], merged: Document) -> None:
+    for section in ("models", "tenants", "classes"):
+        first: dict[str, str] = {}
+        target = getattr(merged, section)
+        for source in sources:
+            for name in _declared(source, section):
+                steps = (section, name)
+                if name in first:
+                    source.reader.problem(steps, f"is defined already in {first[name]}; each name is defined once")
+                    continue
+                first[name] = source.place(steps)
+                value = getattr(source.document, section).get(name)
+                if value is not None:
+                    target[name] = value
+
+
+def _declared(source: Source, section: str) -> list[str]:
+    """Every name a file gives in a section, also those whose definition could not be read."""
+    return [str(steps[1]) for steps in source.reader.lines if len(steps) == 2 and steps[0] == section]
+
+
+def _check_model_names(sources: list[Source]) -> None:
+    """A client's model name leads to one model, and each replica is in a model's list once."""
+    names = {name: source.place(("models", name)) for source in sources for name in _declared(source, "models")}
+    aliases: dict[str, str] = {}
+    for source, model in _models(sources):
+        for steps, alias in source.items(("models", model.name, "aliases"), model.aliases):
+            taken = names.get(alias) or aliases.get(alias)
+            if taken:
+                source.reader.problem(steps, f"{alias!r} is already the name of a model, in {taken}")
+            else:
+                aliases[alias] = source.place(steps)
+        urls: set[str] = set()
+        for steps, replica in source.items(("models", model.name, "replicas"), model.replicas):
+            if replica.url in urls:
+                source.reader.problem((*steps, "url"), f"{replica.url} is in the list twice")
+            urls.add(replica.url)
+
+
+def _check_keys(sources: list[Source]) -> None:
+    """A key leads to one tenant, and a public id to one key."""
+    by_sha256: dict[str, tuple[str, str]] = {}
+    by_id: dict[str, str] = {}
+    for source, tenant, steps, key in _keys(sources):
+        if key.sha256 in by_sha256:
+            owner, place = by_sha256[key.sha256]
+            whose = "this tenant" if owner == tenant.name else f"tenant {owner!r}"
+            source.reader.problem((*steps, "sha256"), f"is the key of {whose} already, in {place}; make another key")
+        elif key.id in by_id:
+            source.reader.problem((*steps, "id"), f"{key.id!r} is taken, in {by_id[key.id]}; ids are used once")
+        by_sha256.setdefault(key.sha256, (tenant.name, source.place((*steps, "sha256"))))
+        by_id.setdefault(key.id, source.place((*steps, "id")))
+
+
+def _check_tenants(sources: list[Source], merged: Document) -> None:
+    """Models and classes that tenants name exist, and a budget is only promised where everything has a price."""
+    models = {name for source in sources for name in _declared(source, "models")}
+    models.update(alias for model in merged.models.values() for alias in model.aliases)
+    classes = {name for source in sources for name in _declared(source, "classes")}
+    priced = {
+        str(steps[1])
+        for source in sources
+        for steps in source.reader.lines
+        if len(steps) == 3 and steps[0] == "models" and steps[2] == "price"
+    }
+    for source, tenant in _tenants(sources):
+        at: Steps = ("tenants", tenant.name)
+        named = () if tenant.models == ANY else source.items((*at, "models"), tenant.models)
+        for steps, name in named:
+            if name != ANY_MODEL and name not in models:
+                source.reader.problem(steps, f"there is no model {name!r}{_known(name, models)}")
+        if tenant.class_name is not None and tenant.class_name not in classes:
+            message = f"there is no class {tenant.class_name!r}{_known(tenant.class_name, classes)}"
+            source.reader.problem((*at, "class"), message)
+        if tenant.limits.budget_usd is not None:
+            usable = [model.name for model in merged.models.values() if tenant.may_use(model)]
+            unpriced = sorted(name for name in usable if name not in priced)
+            if unpriced:
+                message = (
+                    f"this budget cannot be held: no price is set for {', '.join(unpriced)}, which this tenant may use;"
+                    " give each a price, or name the tenant's models"
+                )
+                source.reader.problem((*at, "limits", "budget_usd"), message)
+
+
+def _models(sources: list[Source]) -> Iterator[tuple[Source, ModelSpec]]:
+    for source in sources:
+        for model in source.document.models.values():
+            yield source, model
+
+
+def _tenants(sources: list[Source]) -> Iterator[tuple[Source, TenantSpec]]:
+    for source in sources:
+        for tenant in source.document.tenants.values():
+            yield source, tenant
+
+
+def _keys(sources: list[Source]) -> Iterator[tuple[Source, TenantSpec, Steps, KeySpec]]:
+    for source, tenant in _tenants(sources):
+        for steps, key in source.items(("tenants", tenant.name, "keys"), tenant.keys):
+            yield source, tenant, steps, key
+
+
+def _known(name: str, names: set[str]) -> str:
+    """The end of a message about a name that leads nowhere: what was meant, or what there is."""
+    close = get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(sorted(names))}" if names else "; none is defined"

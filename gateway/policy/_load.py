@@ -1,0 +1,105 @@
+"""From a directory of YAML files to `Policies`, or to everything that is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ._checks import Source, check
+from ._documents import Policies
+from ._problems import PolicyError, Problem, shown
+from ._reader import Reader
+from ._table import DOCUMENT, Document
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    content: bytes
+
+
+def load(directory: Path) -> Policies:
+    """Reads every `*.yaml` of the directory, in the order of their names, as one policy.
+
+    Raises `PolicyError` with all that is wrong: nothing is half loaded. Hidden files are left to their editors.
+    """
+    problems: list[Problem] = []
+    files = _files(directory, problems)
+    sources = [source for file in files if (source := _source(file, problems)) is not None]
+    merged = check(sources)
+    for source in sources:
+        problems.extend(source.reader.problems)
+    if not problems and not merged.models:
+        problems.append(Problem(str(directory), 0, "models", "no model is defined; name one with its replicas"))
+    if problems:
+        raise PolicyError(problems)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(len(file.content).to_bytes(8, "big") + file.content)
+    return Policies(models=merged.models, tenants=merged.tenants, classes=merged.classes, sha256=digest.hexdigest())
+
+
+def _files(directory: Path, problems: list[Problem]) -> list[_File]:
+    def problem(path: Path, message: str) -> None:
+        problems.append(Problem(str(path), 0, "", message))
+
+    try:
+        paths = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        problem(directory, "there is no such directory")
+        return []
+    except NotADirectoryError:
+        problem(directory, f"is a file; name the directory it is in: {directory.parent}")
+        return []
+    except OSError as error:
+        problem(directory, f"cannot be read: {error.strerror}")
+        return []
+    files: list[_File] = []
+    for path in paths:
+        if path.suffix == ".yml":
+            problem(path, f"would not be read: only *.yaml is; rename it to {path.stem}.yaml")
+        if path.suffix != ".yaml":
+            continue
+        try:
+            files.append(_File(str(path), path.read_bytes()))
+        except OSError as error:
+            problem(path, f"cannot be read: {error.strerror}")
+    if not files and not problems:
+        problem(directory, "holds no *.yaml file; policies/example.yaml of the project is a start")
+    return files
+
+
+def _source(file: _File, problems: list[Problem]) -> Source | None:
+    """One file read by the field table; None when it is no YAML or says nothing."""
+    try:
+        node = yaml.compose(file.content.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        line = file.content[: error.start].count(b"\n") + 1
+        problems.append(Problem(file.name, line, "", "is not UTF-8 text"))
+        return None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problems.append(Problem(file.name, mark.line + 1 if mark else 1, "", f"is not YAML: {_why(error)}"))
+        return None
+    except yaml.YAMLError as error:
+        problems.append(Problem(file.name, 1, "", f"is not YAML: {str(error).splitlines()[0]}"))
+        return None
+    except RecursionError:
+        problems.append(Problem(file.name, 1, "", "is nested too deeply to be a policy"))
+        return None
+    if node is None:
+        return None
+    reader = Reader(file.name)
+    document = reader.read(DOCUMENT, node)
+    return Source(reader, document if isinstance(document, Document) else Document())
+
+
+def _why(error: yaml.MarkedYAMLError) -> str:
+    words = [error.context, error.problem, error.note]
+    why = ", ".join(str(word) for word in words if word)
+    if "'\\t'" in why:
+        return "a tab indents this line; use spaces"
+    return why if "hidden" not in shown(why) else "it cannot be parsed from here"

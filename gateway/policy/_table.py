@@ -1,0 +1,360 @@
+"""The field table: every field of a policy document, once. Loader, JSON Schema and messages all come from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import cast
+from urllib.parse import SplitResult, urlsplit
+
+from gateway.pricing import GPUS
+
+from . import _numbers as units
+from ._documents import (
+    ClassSpec,
+    GpuSpec,
+    KeySpec,
+    LimitsSpec,
+    ModelSpec,
+    PriceSpec,
+    ReplicaSpec,
+    SloSpec,
+    TenantSpec,
+)
+from ._keys import check_public_id
+from ._numbers import plain
+from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Text, Unit
+
+ANY_MODEL = "*"
+
+BUDGET_USD_MAX = Decimal(9_000_000)
+"""In nano-dollars just below 2**53: Redis scripts compare in doubles, and up to there every nano-dollar is exact."""
+
+_MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
+_PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What one file says."""
+
+    models: dict[str, ModelSpec] = field(default_factory=dict)
+    tenants: dict[str, TenantSpec] = field(default_factory=dict)
+    classes: dict[str, ClassSpec] = field(default_factory=dict)
+
+
+def _check_model_name(text: str) -> str | None:
+    if re.fullmatch(_MODEL_NAME, text):
+        return None
+    return "is a model's name: letters, digits and . _ : / @ + - (at most 128), beginning with a letter or digit"
+
+
+def _check_model_choice(text: str) -> str | None:
+    return None if text == ANY_MODEL else _check_model_name(text)
+
+
+def _check_plain_name(text: str) -> str | None:
+    if re.fullmatch(_PLAIN_NAME, text):
+        return None
+    return "is a name: letters, digits and . _ - (at most 63), beginning with a letter or digit"
+
+
+def _check_url(text: str) -> str | None:
+    if "://" not in text:
+        return f"must begin with http:// or https://: write http://{text.lstrip('/').split('/')[0]}"
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises when it is none
+    except ValueError:
+        return "is no address: write http://HOST:PORT with a port of 1 to 65535"
+    if parts.scheme not in ("http", "https"):
+        return f"must begin with http:// or https://, not {parts.scheme}://"
+    if not parts.hostname or re.search(r"\s", text) or parts.port == 0:
+        return "is no address: write http://HOST:PORT"
+    return _check_url_parts(parts)
+
+
+def _check_url_parts(parts: SplitResult) -> str | None:
+    if parts.username is not None or parts.password is not None:
+        return "must not hold a user or password"
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        origin = f"{parts.scheme}://{parts.netloc}"
+        return f"is only the replica's address, the gateway adds /v1/… itself: write {origin}"
+    return None
+
+
+def _check_sha256(text: str) -> str | None:
+    if re.fullmatch(r"[0-9A-Fa-f]{64}", text):
+        return None
+    return f"is the SHA-256 of the whole key: 64 hex digits, not {len(text)} characters of another kind"
+
+
+def _check_sku(text: str) -> str | None:
+    if text in GPUS:
+        return None
+    close = next((sku for sku in GPUS if sku.lower() == text.lower() or text.upper().startswith(f"{sku} ")), None)
+    hint = f"did you mean {close!r}? " if close else ""
+    return f"is not in the GPU catalogue; {hint}known: {', '.join(GPUS)}; for any other GPU write usd_per_hour"
+
+
+def _check_gpu(value: object) -> list[tuple[str, str]]:
+    gpu = cast(GpuSpec, value)
+    if gpu.sku is not None and gpu.usd_per_hour is not None:
+        return [("usd_per_hour", "both sku and usd_per_hour say what the GPU costs; keep one")]
+    if gpu.sku is None and gpu.usd_per_hour is None:
+        return [("", "needs either sku (its price is in the catalogue) or usd_per_hour")]
+    return []
+
+
+def _check_price(value: object) -> list[tuple[str, str]]:
+    price = cast(PriceSpec, value)
+    if price.cached_ratio <= price.input_ratio:
+        return []
+    meant = price.cached_ratio * price.input_ratio
+    return [
+        (
+            "cached_ratio",
+            f"cached input would cost more than uncached: both ratios are of the output price; for {price.cached_ratio}"
+            f" of the input price write {plain(meant)}",
+        )
+    ]
+
+
+_MODEL = Text(what="a model's name", check=_check_model_name, pattern=_MODEL_NAME)
+_MODEL_OR_ANY = Text(what="a model's name", check=_check_model_choice, pattern=rf"\*|{_MODEL_NAME}")
+_TENANT = Text(what="a tenant's name", check=_check_plain_name, pattern=_PLAIN_NAME)
+_CLASS = Text(what="a class's name", check=_check_plain_name, pattern=_PLAIN_NAME)
+_RATIO = Number(unit=units.SHARE_OF_OUTPUT, whole=False, minimum=Decimal(0), maximum=Decimal(1))
+
+
+def _limit(unit: Unit, about: str, *aka: str) -> Field:
+    return Field(shape=Number(unit=unit, absent="no limit"), about=about, aka=aka)
+
+
+REPLICA = Record(
+    what="a replica",
+    build=ReplicaSpec,
+    example='{url: "http://127.0.0.1:9001"}',
+    fields={
+        "url": Field(
+            shape=Text(
+                what="an address",
+                check=_check_url,
+                normalise=lambda text: text.rstrip("/"),
+                pattern=r"https?://[^/\s]+/?",
+            ),
+            required=True,
+            about="Address of the engine, http://HOST:PORT, without a path.",
+            aka=("base_url", "address", "host", "endpoint", "api_base"),
+        )
+    },
+)
+
+GPU = Record(
+    what="a GPU",
+    build=GpuSpec,
+    example="{sku: H100, count: 1}",
+    check=_check_gpu,
+    fields={
+        "sku": Field(
+            shape=Text(what="a GPU", check=_check_sku, pattern="|".join(GPUS)),
+            about="Name in the GPU catalogue, which knows its price.",
+            aka=("type", "name", "model"),
+        ),
+        "count": Field(
+            shape=Number(unit=units.GPU_COUNT, maximum=Decimal(1024)), about="GPUs of one replica (default 1)."
+        ),
+        "usd_per_hour": Field(
+            shape=Number(unit=units.USD_PER_HOUR, whole=False, minimum=Decimal(0), exclusive=True),
+            about="What one GPU costs, US dollars per hour, instead of the catalogue's price for its sku.",
+            aka=("price", "usd_per_hr", "price_per_hour"),
+        ),
+    },
+)
+
+PRICE = Record(
+    what="a price",
+    build=PriceSpec,
+    example="{output_usd_per_mtok: 0.35, input_ratio: 0.28, cached_ratio: 0.1}",
+    check=_check_price,
+    fields={
+        "output_usd_per_mtok": Field(
+            shape=Number(unit=units.USD_PER_MTOK, whole=False, minimum=Decimal(0), exclusive=True),
+            required=True,
+            about="US dollars per million output tokens.",
+            aka=("output", "usd_per_mtok", "price"),
+        ),
+        "input_ratio": Field(shape=_RATIO, about="Price of an uncached input token over an output token's (0.28)."),
+        "cached_ratio": Field(shape=_RATIO, about="Price of a cached input token over an output token's (0.1)."),
+    },
+)
+
+MODEL = Record(
+    what="a model",
+    build=ModelSpec,
+    example='{replicas: [{url: "http://127.0.0.1:9001"}]}',
+    fields={
+        "engine": Field(
+            shape=Choice(options=("vllm",), later=("sglang", "tgi", "tensorrt-llm", "llamacpp", "triton")),
+            about="What the replicas run (default vllm).",
+            aka=("backend", "runtime"),
+        ),
+        "replicas": Field(
+            shape=ListOf(item=REPLICA, minimum=1, example='[{url: "http://127.0.0.1:9001"}]'),
+            required=True,
+            about="The engine processes that serve this model.",
+            aka=("endpoints", "urls", "servers", "upstreams", "backends"),
+        ),
+        "aliases": Field(
+            shape=ListOf(item=_MODEL, example="[small]"), about="Other names clients may send for this model."
+        ),
+        "context_tokens": Field(
+            shape=Number(unit=units.CONTEXT_TOKENS, absent="what the engine says"),
+            about="Longest prompt and answer together, in tokens; read from the engine's /v1/models when absent.",
+            aka=("max_model_len", "context_length", "max_context"),
+        ),
+        "gpu": Field(shape=GPU, about="What each replica runs on.", aka=("hardware",)),
+        "price": Field(shape=PRICE, about="What tenants pay for this model.", aka=("pricing", "cost")),
+    },
+)
+
+KEY = Record(
+    what="a key",
+    build=KeySpec,
+    example='{id: acme-ci, sha256: "<64 hex digits>"}',
+    fields={
+        "id": Field(
+            shape=Text(what="a key's public id", check=check_public_id, secret=True, pattern=r"[A-Za-z0-9-]{1,64}"),
+            required=True,
+            about="The public part of the key, mtok-<id>-<secret>. Shown, logged, and usage is split by it.",
+            aka=("name", "key_id", "public_id"),
+        ),
+        "sha256": Field(
+            shape=Text(
+                what="a key's SHA-256",
+                check=_check_sha256,
+                normalise=str.lower,
+                secret=True,
+                pattern="[0-9A-Fa-f]{64}",
+            ),
+            required=True,
+            about="SHA-256 of the whole key, in hex. The key itself is never written down.",
+            aka=("hash", "sha", "digest", "key_hash"),
+        ),
+    },
+)
+
+LIMITS = Record(
+    what="limits",
+    build=LimitsSpec,
+    example="{requests_per_minute: 600, tokens_per_minute: 200000}",
+    fields={
+        "requests_per_minute": _limit(units.REQUESTS_PER_MINUTE, "Requests per minute.", "rpm", "rpm_limit"),
+        "tokens_per_minute": _limit(
+            units.TOKENS_PER_MINUTE, "Input and output tokens per minute, together.", "tpm", "tpm_limit"
+        ),
+        "concurrent_requests": _limit(
+            units.REQUESTS, "Requests running or waiting at once.", "concurrency", "max_parallel_requests"
+        ),
+        "budget_usd": Field(
+            shape=Number(
+                unit=units.USD,
+                whole=False,
+                minimum=Decimal(0),
+                exclusive=True,
+                maximum=BUDGET_USD_MAX,
+                absent="no budget",
+            ),
+            about="US dollars per budget_period. Reserved before a request runs, so never overrun.",
+            aka=("budget", "max_budget", "spend_limit"),
+        ),
+        "budget_period": Field(
+            shape=Choice(options=("hour", "day", "month")),
+            about="When the budget begins anew, in UTC (default month).",
+            aka=("budget_duration", "period"),
+        ),
+        "max_input_tokens": _limit(units.TOKENS, "Longest prompt, in tokens.", "max_prompt_tokens"),
+        "max_output_tokens": _limit(units.TOKENS, "Longest answer, in tokens.", "max_tokens", "max_completion_tokens"),
+    },
+)
+
+TENANT = Record(
+    what="a tenant",
+    build=TenantSpec,
+    example='{models: ["*"], class: interactive}',
+    fields={
+        "keys": Field(
+            shape=ListOf(item=KEY, example='[{id: acme-ci, sha256: "<64 hex digits>"}]'),
+            about="Keys kept here rather than made by `mtok keys create`.",
+            aka=("api_keys",),
+        ),
+        "models": Field(
+            shape=ListOf(item=_MODEL_OR_ANY, minimum=1, example='["*"]'),
+            about='Models this tenant may use, by name or alias; "*" (the default) is all.',
+            aka=("allowed_models",),
+        ),
+        "class": Field(
+            shape=_CLASS, attribute="class_name", about="Service class, one of `classes`.", aka=("priority_class",)
+        ),
+        "limits": Field(shape=LIMITS, about="What the tenant may use; without it, no limit.", aka=("limit", "quota")),
+    },
+)
+
+
+def _target_ms(about: str) -> Field:
+    return Field(shape=Number(unit=units.MILLISECONDS, maximum=Decimal(3_600_000), absent="no target"), about=about)
+
+
+SLO = Record(
+    what="latency targets",
+    build=SloSpec,
+    example="{ttft_p99_ms: 600, itl_p99_ms: 80}",
+    fields={
+        "ttft_p99_ms": _target_ms("Time to first token that 99 of 100 requests stay below, in milliseconds."),
+        "itl_p99_ms": _target_ms("Time between tokens that 99 of 100 stay below, in milliseconds."),
+    },
+)
+
+CLASS = Record(
+    what="a class",
+    build=ClassSpec,
+    example="{priority: 10, weight: 1, max_wait_s: 2}",
+    fields={
+        "priority": Field(
+            shape=Number(unit=units.PLAIN, minimum=Decimal(0), maximum=Decimal(1000)),
+            about="Strict band: higher goes first (default 0).",
+        ),
+        "weight": Field(
+            shape=Number(unit=units.PLAIN, whole=False, minimum=Decimal(0), exclusive=True, maximum=Decimal(1000)),
+            about="Share within the band, against the others' weights (default 1).",
+        ),
+        "max_wait_s": Field(
+            shape=Number(unit=units.SECONDS, whole=False, minimum=Decimal(0), exclusive=True, maximum=Decimal(600)),
+            about="Longest wait for a slot, in seconds (default 2).",
+            aka=("timeout", "max_wait", "queue_timeout_s"),
+        ),
+        "slo": Field(shape=SLO, about="Latency targets of this class."),
+    },
+)
+
+DOCUMENT = Record(
+    what="a policy document",
+    build=Document,
+    example="models, tenants and classes",
+    fields={
+        "models": Field(
+            shape=MapOf(name=_MODEL, item=MODEL, example="tiny: {replicas: [..]}"),
+            about="Models by the name clients send.",
+        ),
+        "tenants": Field(
+            shape=MapOf(name=_TENANT, item=TENANT, example='acme: {models: ["*"]}'),
+            about="Tenants by name.",
+            aka=("teams", "users", "customers"),
+        ),
+        "classes": Field(
+            shape=MapOf(name=_CLASS, item=CLASS, example="interactive: {priority: 10}"),
+            about="Service classes by name.",
+        ),
+    },
+)
