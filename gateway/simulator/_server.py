@@ -1,0 +1,182 @@
+"""The replica as a server: routes, error shapes, headers, and the engine's life beside the application's."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from ._chat import Chat
+from ._completions import Completions
+from ._errors import ApiError, Invalid
+from ._http import ClientGone, Exchange, HttpMetrics, Message, Receive, Send
+from ._json import dumps
+from ._params import Body, load_body
+from ._plain import Plain
+from ._profiles import PROFILES, Profile
+from ._replica import Replica
+
+log = logging.getLogger(__name__)
+
+BodyHandler = Callable[[Exchange, Body], Awaitable[None]]
+
+
+class _Get:
+    """A route without a body."""
+
+    def __init__(self, handle: Callable[[Exchange], Awaitable[None]]) -> None:
+        self._handle = handle
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        await self._handle(Exchange(scope, receive, send))
+
+
+class _Post:
+    """A route with a JSON body: reads it, and turns refusals into vLLM's answers."""
+
+    def __init__(self, path: str, function: str, handle: BodyHandler) -> None:
+        self._path, self._function, self._handle = path, function, handle
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._handle(exchange, load_body(await exchange.read_body()))
+        except ClientGone:
+            return
+        except Invalid as invalid:
+            await _refuse(exchange, invalid.as_error(self._path, self._function))
+        except ApiError as error:
+            await _refuse(exchange, error)
+
+
+async def _refuse(exchange: Exchange, error: ApiError) -> None:
+    exchange.scope["simulator.late"] = error.late
+    await exchange.answer(error.status, error.body())
+
+
+class _Generation:
+    """Counts the requests being answered, for `/load`."""
+
+    def __init__(self, replica: Replica, endpoint: Chat | Completions) -> None:
+        self._replica, self._endpoint = replica, endpoint
+
+    async def __call__(self, exchange: Exchange, body: Body) -> None:
+        self._replica.driver.in_api += 1
+        try:
+            await self._endpoint(exchange, body)
+        finally:
+            self._replica.driver.in_api -= 1
+
+
+class _Server:
+    """The outermost layer: starts and stops the engine, adds `vary`, and observes every exchange."""
+
+    def __init__(self, app: ASGIApp, replica: Replica, http: HttpMetrics, known: frozenset[str]) -> None:
+        self._app, self._replica, self._http, self._known = app, replica, http, known
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        started = time.perf_counter()
+        status = answered = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status, answered
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message.setdefault("headers", [])
+                answered = next((int(value) for name, value in headers if name == b"content-length"), 0)
+                if not scope.get("simulator.late"):
+                    message["headers"] = [*headers, (b"vary", b"Origin")]
+            await send(message)
+
+        await self._app(scope, receive, observed)
+        handler = scope["path"] if scope["path"] in self._known and status not in (404, 405) else "none"
+        asked = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        self._http.observe(
+            handler,
+            scope["method"],
+            500 if scope.get("simulator.late") else status,
+            asked=asked,
+            answered=answered,
+            seconds=time.perf_counter() - started,
+        )
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._replica.driver.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._replica.driver.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+async def _not_served(_: StarletteRequest, error: Exception) -> Response:
+    """FastAPI's shape for 404 and 405."""
+    assert isinstance(error, HTTPException)
+    response = Response(dumps({"detail": error.detail}), error.status_code, error.headers)
+    response.headers["content-type"] = "application/json"
+    return response
+
+
+def build_app(profile: Profile | None = None) -> ASGIApp:
+    """The replica as an ASGI application; its lifespan runs the engine."""
+    replica = Replica(profile or PROFILES["h200-llama-8b"])
+    http = HttpMetrics(replica.started_s)
+    plain = Plain(replica, http)
+    routes: list[BaseRoute] = [
+        Route(path, _Get(handle), methods=["GET"])
+        for path, handle in {
+            "/v1/models": plain.models,
+            "/health": plain.health,
+            "/ping": plain.health,
+            "/version": plain.version,
+            "/load": plain.load,
+            "/metrics": plain.metrics,
+        }.items()
+    ]
+    for endpoint in (Chat(replica), Completions(replica)):
+        counted = _Generation(replica, endpoint)
+        routes.append(Route(endpoint.path, _Post(endpoint.path, endpoint.function, counted), methods=["POST"]))
+    routes.append(Route("/tokenize", _Post("/tokenize", "tokenize", plain.tokenize), methods=["POST"]))
+    routes.append(Route("/detokenize", _Post("/detokenize", "detokenize", plain.detokenize), methods=["POST"]))
+    if replica.profile.embeddings:
+        path = "/v1/embeddings"
+        routes.append(Route(path, _Post(path, "create_embedding", plain.embeddings), methods=["POST"]))
+    app = Starlette(routes=routes, exception_handlers={404: _not_served, 405: _not_served})
+    app.router.redirect_slashes = False
+    known = frozenset(route.path for route in routes if isinstance(route, Route))
+    return _Server(app, replica, http, known)
+
+
+def run(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 9001,
+    profile: Profile | None = None,
+    model: str | None = None,
+    context: int | None = None,
+    max_num_seqs: int | None = None,
+    kv_blocks: int | None = None,
+    speed: float | None = None,
+    log_level: str = "warning",
+) -> None:
+    """Serve one replica until it is told to stop; what is None comes from the profile."""
+    chosen = (profile or PROFILES["h200-llama-8b"]).override(
+        model=model, context=context, max_num_seqs=max_num_seqs, kv_blocks=kv_blocks, speed=speed
+    )
+    uvicorn.run(
+        build_app(chosen), host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=5
+    )
