@@ -1,5 +1,5 @@
-"""The `mtok` command."""
+"""The `mtok` command: serve, demo, simulate, keys, policy, usage, price. Each is a thin face over the room it calls."""
 
+from ._app import app, main
 
-def main() -> None:
-    raise SystemExit(2)
+__all__ = ["app", "main"]

@@ -1,0 +1,107 @@
+"""`mtok usage`: what a tenant used and what it cost."""
+
+# ruff: noqa: PLC0415 - see _app.py: what imports redis or a server is imported by the command that needs it
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlencode
+
+import msgspec
+import typer
+
+from gateway.errors import Refusal
+
+from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, settings, table
+
+if TYPE_CHECKING:  # the room imports redis; a help page should not
+    from gateway.usage import Report, UsageQuery, UsageResult
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(epilog=STORE_ENVIRONMENT)(usage)
+
+
+def usage(  # noqa: PLR0917 - options have names on the command line
+    tenant: Annotated[str, typer.Argument(help="Whose usage.")],
+    start: Annotated[
+        str, typer.Option(help="From when: 24h (ago), Unix seconds, or RFC 3339, in UTC unless it says otherwise.")
+    ] = "24h",
+    end: Annotated[str, typer.Option(help="Until when, not included; written as --start.")] = "now",
+    bucket: Annotated[str, typer.Option(help="Length of the rows: 1m, 1h or 1d.")] = "1h",
+    group_by: Annotated[str, typer.Option(help="Split by model, key, or model,key.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what GET /v1/usage answers.")] = False,
+) -> None:
+    """Show what a tenant used and what it cost.
+
+    Tokens are the engines' own counts; input includes cached input. Costs are US dollars, exact. Times are UTC.
+
+    Example: mtok usage acme --start 7d --bucket 1d --group-by model,key
+    """
+    from gateway.usage import parse_query
+
+    now_s = int(time.time())
+    asked = {"start": moment(start, now_s=now_s), "end": moment(end, now_s=now_s), "bucket": bucket}
+    if group_by:
+        asked["group_by"] = group_by
+    query = parse_query(urlencode(asked).encode(), now_s)
+    if isinstance(query, Refusal):
+        fail(query.message, MISUSED)
+    report = _report(tenant, query, now_s)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        typer.echo(_shown(report, query))
+
+
+def _report(tenant: str, query: UsageQuery, now_s: int) -> Report:
+    from gateway.store import EmbeddedStoreFailed, StoreUnavailable, connect
+    from gateway.usage import report
+
+    async def run() -> Report:
+        async with connect(settings()) as redis:
+            return await report(
+                redis,
+                tenant,
+                start_s=query.start_s,
+                end_s=query.end_s,
+                bucket=query.bucket,
+                group_by=query.group_by,
+                now_s=now_s,
+                limits=None,  # limits and prices are the policies', which this command does not read
+                prices=None,
+            )
+
+    try:
+        return asyncio.run(run())
+    except StoreUnavailable:
+        fail("Redis does not answer; is MTOK_REDIS_URL right?", FAILED)
+    except EmbeddedStoreFailed as error:
+        fail(str(error), FAILED)
+    except ValueError as error:
+        fail(str(error), MISUSED)
+
+
+def _shown(report: Report, query: UsageQuery) -> str:
+    groups = tuple(query.group_by)
+    rows = [
+        (_utc(part.start), *(str(getattr(result, group)) for group in groups), *_sums(result))
+        for part in report.data
+        for result in part.results
+    ]
+    rows.append(("total", *("" for _ in groups), *_sums(report.totals)))
+    head = ("START (UTC)", *(group.upper() for group in groups), "REQUESTS", "REFUSED", "INPUT", "CACHED", "OUTPUT")
+    numbers = range(1 + len(groups), len(head) + 1)
+    return table((*head, "COST USD"), rows, right=numbers)
+
+
+def _sums(result: UsageResult) -> tuple[str, ...]:
+    tokens = (result.input_tokens, result.input_cached_tokens, result.output_tokens)
+    counts = (result.requests, sum(result.refused.values()), *tokens)
+    return (*(str(count) for count in counts), result.cost_usd)
+
+
+def _utc(time_s: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_s))
