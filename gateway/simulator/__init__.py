@@ -7,16 +7,19 @@ dashboard cannot tell. What an engine is like, its limits and its times, is a `P
 an H200. The room stands alone: it imports no other one.
 """
 
-from ._engine import Counters, EngineCore, Step, StepResult
+from ._engine import EngineCore
+from ._faults import Fault
 from ._profiles import PROFILES, ApiTimes, Profile, StepTimes
 from ._requests import Job, Prompt, Request, State
 from ._server import build_app, run
+from ._steps import Counters, Step, StepResult
 
 __all__ = [
     "PROFILES",
     "ApiTimes",
     "Counters",
     "EngineCore",
+    "Fault",
     "Job",
     "Profile",
     "Prompt",

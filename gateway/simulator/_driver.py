@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ._engine import EngineCore, StepResult
+from ._engine import EngineCore
 from ._metrics import EngineMetrics
 from ._profiles import Profile
 from ._requests import Job, Prompt, Request
 from ._samples import Sample
+from ._steps import StepResult
 
 LAG_S: Final = 0.25
 """Longer than any pause of a busy event loop, shorter than what a person would call a hang."""

@@ -22,67 +22,11 @@ are known when it begins to decode. Only the list of those decoding is copied, f
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
 from ._blocks import BlockPool
 from ._profiles import Profile
 from ._requests import Job, Request, State
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine has done since it started, as vLLM's `_total` metrics count it.
-
-    Prompts count when their first token comes, cached tokens included; an aborted stream's no longer do.
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generation_tokens: int = 0
-    cache_queries: int = 0
-    cache_hits: int = 0
-    preemptions: int = 0
-    steps: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Step:
-    """One planned or running step of the engine."""
-
-    index: int
-    decodes: list[Request]
-    firsts: list[Request] = field(default_factory=list)
-    """Prompts it completes: each gives one token."""
-    prefill_tokens: int = 0
-    attention_kt2: float = 0.0
-    context_tokens: int = 0
-    start_s: float = 0.0
-    duration_s: float = 0.0
-    has_aborted: bool = False
-
-    @property
-    def end_s(self) -> float:
-        """When its tokens come out."""
-        return self.start_s + self.duration_s
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What came out of a step; a sequence is in `decoded` or in `firsts` once for each token it got, that is once."""
-
-    start_s: float
-    duration_s: float
-    decoded: list[Request]
-    firsts: list[Request]
-    """Those whose prefill ended: a first token, or the next one after a preemption."""
-    finished: list[Request]
-    computed_prompt_tokens: int
-    """Of the prompts that had their first token: tokens not found in the cache."""
-
-    @property
-    def end_s(self) -> float:
-        """When its tokens came out."""
-        return self.start_s + self.duration_s
+from ._steps import Counters, Step, StepResult
 
 
 class EngineCore:
@@ -139,7 +83,7 @@ class EngineCore:
         return sequence
 
     def abort(self, job_id: str) -> bool:
-        """Stop a job: nothing more comes out of it. Its blocks are free after the step in flight. False if it had ended."""
+        """Stop a job: nothing more comes of it; its blocks are free after the step in flight. False if it had ended."""
         sequence = self._by_id.pop(job_id, None)
         if sequence is None:
             return False

@@ -78,8 +78,8 @@ def prompt_too_long(limit: int, prompt_tokens: int, output_tokens: int) -> ApiEr
     return ApiError(
         400,
         f"This model's maximum context length is {limit} tokens. However, you requested {output_tokens} output tokens "
-        f"and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + output_tokens} tokens. "
-        "Please reduce the length of the input prompt or the number of requested output tokens. "
+        f"and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + output_tokens} "
+        "tokens. Please reduce the length of the input prompt or the number of requested output tokens. "
         f"(parameter=input_tokens, value={prompt_tokens})",
         param="input_tokens",
     )

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ._engine import EngineCore, StepResult
+from ._engine import EngineCore
 from ._exposition import Histogram, counter, family, plain
 from ._profiles import Profile
 from ._requests import Request
 from ._samples import Sample
+from ._steps import StepResult
 
 _TOKENS: Final = [base * 10**power for power in range(5) for base in (1, 2, 5)] + [100_000]
 _SECONDS: Final = [
@@ -136,8 +137,8 @@ class EngineMetrics:
             "vllm:num_requests_waiting_by_reason",
             "gauge",
             "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; "
-            "'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum of all reasons equals "
-            "vllm:num_requests_waiting.",
+            "'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). "
+            "Sum of all reasons equals vllm:num_requests_waiting.",
             [({**labels, "reason": "capacity"}, core.waiting), ({**labels, "reason": "deferred"}, 0)],
         )
         lines += plain(

@@ -36,7 +36,7 @@ class StepTimes:
     per_prefill_kt_ms: float = 20.7
     per_attention_kt2_ms: float = 0.92
     prefill_floor_ms: float = 10.5
-    """A step with any prompt in it leaves the full CUDA graph: streams beside a short newcomer have gaps of 10 to 11 ms."""
+    """A step with any prompt in it leaves the full CUDA graph: beside a short newcomer gaps are 10 to 11 ms."""
     wake_ms: float = 3.0
     """An idle engine's first step; a newcomer beside others, whose TTFT is hardly longer, does not have it."""
     events_per_s: float = 15_000.0

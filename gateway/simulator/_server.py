@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,14 +17,15 @@ from starlette.types import ASGIApp
 from ._chat import Chat
 from ._completions import Completions
 from ._errors import ApiError, Invalid
+from ._faults import Fault, Faults, FaultyExchange
 from ._http import ClientGone, Exchange, HttpMetrics, Message, Receive, Send
 from ._json import dumps
+from ._messages import CountTokens, Messages, error_of
 from ._params import Body, load_body
 from ._plain import Plain
 from ._profiles import PROFILES, Profile
 from ._replica import Replica
-
-log = logging.getLogger(__name__)
+from ._responses import Responses
 
 BodyHandler = Callable[[Exchange, Body], Awaitable[None]]
 
@@ -43,35 +44,45 @@ class _Post:
     """A route with a JSON body: reads it, and turns refusals into vLLM's answers."""
 
     def __init__(self, path: str, function: str, handle: BodyHandler) -> None:
-        self._path, self._function, self._handle = path, function, handle
+        self._path, self._function, self._answer = path, function, handle
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        # A client that goes, or a fault that plays one, leaves nobody to answer.
+        with suppress(ClientGone):
+            await self.handle(Exchange(scope, receive, send))
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one exchange."""
         try:
-            await self._handle(exchange, load_body(await exchange.read_body()))
-        except ClientGone:
-            return
+            await self._answer(exchange, load_body(await exchange.read_body()))
         except Invalid as invalid:
             await _refuse(exchange, invalid.as_error(self._path, self._function))
         except ApiError as error:
-            await _refuse(exchange, error)
+            await _refuse(exchange, error, anthropic=self._path.startswith("/v1/messages"))
 
 
-async def _refuse(exchange: Exchange, error: ApiError) -> None:
+async def _refuse(exchange: Exchange, error: ApiError, *, anthropic: bool = False) -> None:
     exchange.scope["simulator.late"] = error.late
-    await exchange.answer(error.status, error.body())
+    body = error.as_json()
+    await exchange.answer_json(error_of(body) if anthropic else body, status=error.status)
 
 
-class _Generation:
-    """Counts the requests being answered, for `/load`."""
+class _Generation(_Post):
+    """A route that generates: counted for `/load`, and struck by faults."""
 
-    def __init__(self, replica: Replica, endpoint: Chat | Completions) -> None:
-        self._replica, self._endpoint = replica, endpoint
+    def __init__(self, replica: Replica, faults: Faults, endpoint: Chat | Completions | Responses | Messages) -> None:
+        super().__init__(endpoint.path, endpoint.function, endpoint)
+        self._replica, self._faults = replica, faults
 
-    async def __call__(self, exchange: Exchange, body: Body) -> None:
+    async def handle(self, exchange: Exchange) -> None:
+        fault = self._faults.next()
+        if fault is not None:
+            exchange = FaultyExchange(exchange, fault)
+            if await exchange.strike():
+                return
         self._replica.driver.in_api += 1
         try:
-            await self._endpoint(exchange, body)
+            await super().handle(exchange)
         finally:
             self._replica.driver.in_api -= 1
 
@@ -131,8 +142,14 @@ async def _not_served(_: StarletteRequest, error: Exception) -> Response:
     return response
 
 
-def build_app(profile: Profile | None = None) -> ASGIApp:
-    """The replica as an ASGI application; its lifespan runs the engine."""
+def build_app(
+    profile: Profile | None = None, *, embeddings: bool = False, fault: Fault | None = None, control: bool = False
+) -> ASGIApp:
+    """The replica as an ASGI application; its lifespan runs the engine.
+
+    `embeddings` makes `/v1/embeddings` answer, which vLLM serving a generating model does not. `fault` is one to begin
+    with; `control` adds `POST /simulator/faults`, by which a test changes it.
+    """
     replica = Replica(profile or PROFILES["h200-llama-8b"])
     http = HttpMetrics(replica.started_s)
     plain = Plain(replica, http)
@@ -147,14 +164,19 @@ def build_app(profile: Profile | None = None) -> ASGIApp:
             "/metrics": plain.metrics,
         }.items()
     ]
-    for endpoint in (Chat(replica), Completions(replica)):
-        counted = _Generation(replica, endpoint)
-        routes.append(Route(endpoint.path, _Post(endpoint.path, endpoint.function, counted), methods=["POST"]))
-    routes.append(Route("/tokenize", _Post("/tokenize", "tokenize", plain.tokenize), methods=["POST"]))
-    routes.append(Route("/detokenize", _Post("/detokenize", "detokenize", plain.detokenize), methods=["POST"]))
-    if replica.profile.embeddings:
-        path = "/v1/embeddings"
-        routes.append(Route(path, _Post(path, "create_embedding", plain.embeddings), methods=["POST"]))
+    switch = Faults(fault)
+    for endpoint in (Chat(replica), Completions(replica), Responses(replica), Messages(replica)):
+        routes.append(Route(endpoint.path, _Generation(replica, switch, endpoint), methods=["POST"]))
+    posts: list[tuple[str, str, BodyHandler]] = [
+        (CountTokens.path, CountTokens.function, CountTokens(replica)),
+        ("/tokenize", "tokenize", plain.tokenize),
+        ("/detokenize", "detokenize", plain.detokenize),
+    ]
+    if replica.profile.embeddings or embeddings:
+        posts.append(("/v1/embeddings", "create_embedding", plain.embeddings))
+    routes += [Route(path, _Post(path, name, handle), methods=["POST"]) for path, name, handle in posts]
+    if control:
+        routes.append(Route("/simulator/faults", _Get(switch.control), methods=["POST"]))
     app = Starlette(routes=routes, exception_handlers={404: _not_served, 405: _not_served})
     app.router.redirect_slashes = False
     known = frozenset(route.path for route in routes if isinstance(route, Route))
@@ -171,12 +193,13 @@ def run(
     max_num_seqs: int | None = None,
     kv_blocks: int | None = None,
     speed: float | None = None,
+    embeddings: bool = False,
+    control: bool = False,
     log_level: str = "warning",
 ) -> None:
     """Serve one replica until it is told to stop; what is None comes from the profile."""
     chosen = (profile or PROFILES["h200-llama-8b"]).override(
         model=model, context=context, max_num_seqs=max_num_seqs, kv_blocks=kv_blocks, speed=speed
     )
-    uvicorn.run(
-        build_app(chosen), host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=5
-    )
+    app = build_app(chosen, embeddings=embeddings, control=control)
+    uvicorn.run(app, host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=5)
