@@ -1,0 +1,27 @@
+"""May it run now? What a request asks for, what it is granted or denied, and how the client is told.
+
+No I/O and no clock: the account itself is decided in one atomic script (`store/scripts/account.lua`), which
+`metering.Ledger` calls; here are the values that go in and come out.
+"""
+
+from ._headers import go_duration, ratelimit_headers
+from ._money import usd
+from ._periods import Period, PeriodKind, period_at
+from ._refusal import refusal
+from ._values import Ask, Denial, Dimension, Grant, Lease, Standing
+
+__all__ = [
+    "Ask",
+    "Denial",
+    "Dimension",
+    "Grant",
+    "Lease",
+    "Period",
+    "PeriodKind",
+    "Standing",
+    "go_duration",
+    "period_at",
+    "ratelimit_headers",
+    "refusal",
+    "usd",
+]

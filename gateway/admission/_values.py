@@ -1,0 +1,73 @@
+"""What is asked of a tenant's account and what it answers. Money is nano-dollars, times are milliseconds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Dimension = Literal["requests_per_minute", "tokens_per_minute", "concurrent_requests", "budget_usd"]
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """What one request may use at most. `lease_id` is the request's id; it need not be unique."""
+
+    lease_id: str
+    tokens: int
+    nanousd: int
+
+
+class Lease(msgspec.Struct, frozen=True, gc=False):
+    """What an admitted request holds until it is settled.
+
+    `member` is its entry in the account, unique. `period` is the budget period that pays for it, even if the request
+    ends in a later one. `reserved_ms` is the account's time when it was taken.
+    """
+
+    member: str
+    tenant: str
+    period: str
+    tokens: int
+    nanousd: int
+    reserved_ms: int
+
+
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """How the rate limits stand after a decision. A limit of None is unlimited and its other numbers mean nothing.
+
+    `reset_ms` is the time until the limit is whole again, as OpenAI's headers mean it.
+    """
+
+    requests_limit: int | None
+    requests_remaining: int
+    requests_reset_ms: int
+    tokens_limit: int | None
+    tokens_remaining: int
+    tokens_reset_ms: int
+
+
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """The request may run. The lease has to be settled, whatever happens."""
+
+    lease: Lease
+    standing: Standing
+
+
+class Denial(msgspec.Struct, frozen=True, kw_only=True):
+    """The request may not run; nothing was taken. Of several refusing dimensions this is the one that takes longest.
+
+    `limit`, `asked` and `remaining` are in the dimension's unit: requests, tokens, requests running, nano-dollars.
+    `retry_after_ms` is None where waiting does not help. For `budget_usd` the money of `period` splits into
+    `spent_nanousd` and what running requests have reserved; `resets_at_s` (Unix) is when the period ends.
+    """
+
+    dimension: Dimension
+    limit: int
+    asked: int
+    remaining: int
+    retry_after_ms: int | None
+    standing: Standing
+    spent_nanousd: int = 0
+    reserved_nanousd: int = 0
+    period: str = ""
+    resets_at_s: int = 0

@@ -1,0 +1,57 @@
+"""Redis: one coalescing client, Lua scripts with their Python faces, key names, the embedded server.
+
+Everything of a tenant lives under keys tagged `{tenant}`, and one script call touches one tenant, so the same code runs
+on one server and on a cluster. Nothing here knows what a request is: callers bring numbers and get numbers back.
+"""
+
+from ._account import (
+    CALL_MAX,
+    DIMENSIONS,
+    EXACT_MAX,
+    PER_MINUTE_MAX,
+    AccountLimits,
+    AccountReply,
+    Booking,
+    Dimension,
+    Settlement,
+    UsageSums,
+    Verdict,
+    account_call,
+    account_reply,
+)
+from ._coalescer import Call, Caller, Coalescer
+from ._connect import StoreSettings, client, connect
+from ._embedded import embedded
+from ._errors import EmbeddedStoreFailed, StoreUnavailable
+from ._keys import BUCKET_SECONDS, BucketSize, TenantKeys
+from ._scripts import Script, load_script
+
+__all__ = [
+    "BUCKET_SECONDS",
+    "CALL_MAX",
+    "DIMENSIONS",
+    "EXACT_MAX",
+    "PER_MINUTE_MAX",
+    "AccountLimits",
+    "AccountReply",
+    "Booking",
+    "BucketSize",
+    "Call",
+    "Caller",
+    "Coalescer",
+    "Dimension",
+    "EmbeddedStoreFailed",
+    "Script",
+    "Settlement",
+    "StoreSettings",
+    "StoreUnavailable",
+    "TenantKeys",
+    "UsageSums",
+    "Verdict",
+    "account_call",
+    "account_reply",
+    "client",
+    "connect",
+    "embedded",
+    "load_script",
+]

@@ -1,0 +1,154 @@
+"""The Python face of scripts/account.lua: what it is called with and what it answers. That file says what it does.
+
+Both sides are MessagePack arrays; the structs here keep the script's order of fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from ._coalescer import Call
+from ._keys import BucketSize, TenantKeys
+
+EXACT_MAX: Final = 2**53 - 1
+"""Lua's numbers are doubles: integers are exact up to here. In nano-dollars: 9.007 million dollars."""
+
+CALL_MAX: Final = 500
+"""Asks, settlements or renewals of one call at most: Lua unpacks up to three values for each, and has room for 8000."""
+
+Dimension = Literal["requests_per_minute", "tokens_per_minute", "concurrent_requests", "budget_usd"]
+
+DIMENSIONS: Final[tuple[Dimension | None, ...]] = (
+    None,
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+    "budget_usd",
+)
+"""What refused, by the script's number; None is granted."""
+
+
+class AccountLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant's account is checked against. -1 is unlimited. `period` names the budget's current period."""
+
+    requests_per_minute: int = -1
+    tokens_per_minute: int = -1
+    concurrent_requests: int = -1
+    budget_nanousd: int = -1
+    period: str
+
+    def __post_init__(self) -> None:
+        assert self.requests_per_minute <= PER_MINUTE_MAX
+        assert self.tokens_per_minute <= PER_MINUTE_MAX
+        assert self.budget_nanousd <= EXACT_MAX
+
+
+PER_MINUTE_MAX: Final = 10**10
+"""Highest limit per minute: the script counts in 1/60000 units, and a capacity and its refill stay exact."""
+
+Settlement = tuple[str, str, int, int, int, int, int, int]
+"""member, period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens, cost_nanousd, requests_back"""
+
+UsageSums = tuple[BucketSize, int, int, dict[str, int]]
+"""bucket size, its start in Unix seconds, seconds it is kept after a new field (0: for ever), increments by field"""
+
+
+class Booking(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker books at once. `sequence` counts its bookings from 1: a resend changes nothing."""
+
+    producer: str
+    sequence: int
+    producer_ttl_s: int
+    events_max: int
+    events: Sequence[bytes]
+    settlements: Sequence[Settlement]
+    usage: Sequence[UsageSums]
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the script decided on one ask; -1 stands for unlimited, and for no use in waiting."""
+
+    dimension: int
+    requests_remaining: int
+    requests_reset_ms: int
+    tokens_remaining: int
+    tokens_reset_ms: int
+    asked: int = 0
+    available: int = 0
+    retry_after_ms: int = 0
+    spent_nanousd: int = 0
+    reserved_nanousd: int = 0
+
+
+class AccountReply(msgspec.Struct, frozen=True, array_like=True):
+    """One call's answer. `now_ms` is the account's time, never before an earlier call's."""
+
+    now_ms: int
+    booked: int
+    verdicts: list[Verdict]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(AccountReply).decode
+
+
+def account_call(
+    keys: TenantKeys,
+    *,
+    now_ms: int,
+    lease_ttl_ms: int,
+    limits: AccountLimits,
+    budget_ttl_s: int,
+    renewals: Sequence[str],
+    asks: Sequence[str | int],
+    booking: Booking | None,
+) -> Call:
+    """One call of account.lua. `asks` is flat: member, tokens, nanousd, member, ..."""
+    assert len(renewals) <= CALL_MAX
+    assert len(asks) <= 3 * CALL_MAX
+    names = [keys.limits, keys.leases, keys.events]
+    packed: object = False
+    events: Sequence[bytes] = ()
+    if booking is not None:
+        assert len(booking.settlements) <= CALL_MAX
+        events = booking.events
+        names.append(keys.producer(booking.producer))
+        names.extend(keys.usage(size, start_s) for size, start_s, _, _ in booking.usage)
+        packed = (
+            booking.sequence,
+            booking.producer_ttl_s,
+            booking.events_max,
+            [value for settlement in booking.settlements for value in settlement],
+            [_flat_sums(ttl_s, sums) for _, _, ttl_s, sums in booking.usage],
+        )
+    payload = (
+        now_ms,
+        lease_ttl_ms,
+        limits.requests_per_minute,
+        limits.tokens_per_minute,
+        limits.concurrent_requests,
+        limits.budget_nanousd,
+        limits.period,
+        keys.budget_prefix,
+        budget_ttl_s,
+        renewals,
+        asks,
+        packed,
+    )
+    return Call(names, [_encode(payload), *events])
+
+
+def account_reply(reply: bytes) -> AccountReply:
+    """Reads account.lua's answer."""
+    return _decode(reply)
+
+
+def _flat_sums(ttl_s: int, sums: dict[str, int]) -> list[str | int]:
+    flat: list[str | int] = [ttl_s]
+    for field, increment in sums.items():
+        flat.append(field)
+        flat.append(str(increment))
+    return flat

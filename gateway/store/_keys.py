@@ -1,0 +1,48 @@
+"""Key names. Everything of a tenant carries the hash tag `{tenant}`, so a tenant lives in one slot of a cluster."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+BucketSize = Literal["1m", "1h", "1d"]
+
+BUCKET_SECONDS: Final[dict[BucketSize, int]] = {"1m": 60, "1h": 3600, "1d": 86_400}
+
+
+class TenantKeys:
+    """The names of one tenant's keys.
+
+    limits    hash    the token buckets of requests/min and tokens/min (see scripts/account.lua)
+    leases    zset    one entry per running request, scored by its expiry in Unix milliseconds
+    events    stream  usage events as JSON, field "event"
+    producer  string  sequence number of the last booking one gateway worker made
+    budget    hash    `spent` and `reserved` nano-dollars of one period
+    usage     hash    sums of one minute, hour or day, fields `model|key|metric`
+    """
+
+    __slots__ = ("_budget", "_producer", "_usage", "budget_prefix", "events", "leases", "limits")
+
+    def __init__(self, tenant: str) -> None:
+        assert tenant, "a tenant has a name"
+        assert "{" not in tenant, "braces would change the hash tag"
+        assert "}" not in tenant, "braces would change the hash tag"
+        prefix = f"mtok:{{{tenant}}}:"
+        self.limits = prefix + "limits"
+        self.leases = prefix + "leases"
+        self.events = prefix + "events"
+        self._producer = prefix + "producer:"
+        self.budget_prefix = prefix + "budget:"
+        self._usage = prefix + "usage:"
+
+    def producer(self, producer: str) -> str:
+        """The last booking of the ledger named `producer`."""
+        return self._producer + producer
+
+    def budget(self, period: str) -> str:
+        """Money of one period, such as `month:2026-10`."""
+        return self.budget_prefix + period
+
+    def usage(self, size: BucketSize, start_s: int) -> str:
+        """Sums of the bucket that starts at `start_s` (Unix seconds, a multiple of its size)."""
+        assert start_s % BUCKET_SECONDS[size] == 0, "buckets start at multiples of their size"
+        return f"{self._usage}{size}:{start_s}"

@@ -1,0 +1,93 @@
+"""What is left of a tenant's limits and budget, without taking anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import msgspec
+from redis.asyncio.client import Pipeline
+
+from gateway.admission import period_at, usd
+from gateway.policy import LimitsSpec
+from gateway.pricing import nanousd_of_usd
+from gateway.store import TenantKeys
+
+UNITS_PER_ONE = 60_000
+"""scripts/account.lua counts buckets in 1/60000, so that a limit per minute refills whole units per millisecond."""
+
+
+class LimitLeft(msgspec.Struct, frozen=True, kw_only=True):
+    """`remaining` of `limit`; `resets_at` (Unix seconds) is when all of it is there again, None when that depends on
+    running requests."""
+
+    limit: int
+    remaining: int
+    resets_at: int | None
+
+
+class BudgetLeft(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget in decimal strings: spent, reserved by running requests, remaining after both; a new one at
+    `resets_at` (Unix seconds)."""
+
+    limit_usd: str
+    period: str
+    spent_usd: str
+    reserved_usd: str
+    remaining_usd: str
+    resets_at: int
+
+
+Limits = dict[str, LimitLeft | BudgetLeft]
+
+
+def limits_left(
+    pipeline: Pipeline, keys: TenantKeys, limits: LimitsSpec | None, now_s: int
+) -> Callable[[Sequence[object]], Limits]:
+    """Adds what has to be read to `pipeline`; the function that comes back turns those answers into the report's
+    `limits`. Unlimited ones are left out."""
+    if limits is None:
+        return lambda _: {}
+    period = period_at(limits.budget_period, now_s)
+    pipeline.hmget(keys.limits, "requests", "tokens")
+    pipeline.zcount(keys.leases, f"({now_s * 1000}", "+inf")
+    pipeline.hmget(keys.budget(period.name), "spent", "reserved")
+
+    def read(answers: Sequence[object]) -> Limits:
+        buckets, running, money = answers
+        requests, tokens = cast(list[bytes | None], buckets)
+        spent, reserved = (int(amount or 0) for amount in cast(list[bytes | None], money))
+        left: Limits = {}
+        if limits.requests_per_minute is not None:
+            left["requests_per_minute"] = _bucket_left(limits.requests_per_minute, requests, now_s)
+        if limits.tokens_per_minute is not None:
+            left["tokens_per_minute"] = _bucket_left(limits.tokens_per_minute, tokens, now_s)
+        if limits.concurrent_requests is not None:
+            remaining = max(0, limits.concurrent_requests - cast(int, running))
+            left["concurrent_requests"] = LimitLeft(
+                limit=limits.concurrent_requests, remaining=remaining, resets_at=None
+            )
+        if limits.budget_usd is not None:
+            budget = nanousd_of_usd(limits.budget_usd)
+            left["budget_usd"] = BudgetLeft(
+                limit_usd=usd(budget),
+                period=limits.budget_period,
+                spent_usd=usd(spent),
+                reserved_usd=usd(reserved),
+                remaining_usd=usd(max(0, budget - spent - reserved)),
+                resets_at=period.end_s,
+            )
+        return left
+
+    return read
+
+
+def _bucket_left(limit: int, stored: bytes | None, now_s: int) -> LimitLeft:
+    """As account.lua would find it now."""
+    capacity = limit * UNITS_PER_ONE
+    level = capacity
+    if stored is not None:
+        level_then, at_ms, _ = (int(part) for part in stored.split())
+        level = min(capacity, level_then + max(0, now_s * 1000 - at_ms) * limit)
+    full_in_ms = -(-(capacity - level) // limit) if limit else 0
+    return LimitLeft(limit=limit, remaining=max(0, level // UNITS_PER_ONE), resets_at=now_s - (-full_in_ms // 1000))
