@@ -163,6 +163,8 @@ class EngineCore:
             context_tokens=step.context_tokens,
             prefill_tokens=step.prefill_tokens,
             attention_kt2=step.attention_kt2,
+            admitted_tokens=step.admitted_tokens,
+            hit_tokens=step.hit_tokens,
         )
 
     def _plan(self, now_s: float) -> Step | None:
@@ -242,6 +244,8 @@ class EngineCore:
                 sequence.cached_tokens = computed
                 self.counters.cache_queries += sequence.target if sequence.job.reads_cache else 0
                 self.counters.cache_hits += computed
+            step.admitted_tokens += sequence.target
+            step.hit_tokens += computed
             self._compute(sequence, step, tokens)
             budget -= tokens
 

@@ -5,10 +5,11 @@ One model of time for everything, so that no curve is fitted on its own. A step 
     decode_base + per_sequence * B + per_context * C
 
 with B decoding streams and C thousand tokens of context over all of them, or it also computes T thousand prompt tokens,
-chunk by chunk, each with p thousand tokens before it:
+chunk by chunk, each with p thousand tokens before it, having admitted prompts of A thousand tokens, of which it found H
+thousand in the cache:
 
     max(prefill_floor, prefill_base + per_prefill * T + per_attention * sum(T_i * (p_i + T_i / 2)))
-        + per_sequence * B + per_context * C
+        + per_sequence * B + per_context_beside * C + per_admitted * A + per_hit * H
 
 and no step is shorter than its B tokens take in the API server (`events_per_s`). Around the steps a request waits
 for the API server: a fixed time, and a part that one process does for one request after the other (parsing, hashing).
@@ -32,28 +33,45 @@ class StepTimes:
     decode_base_ms: float = 4.89
     per_sequence_ms: float = 0.0127
     per_context_kt_ms: float = 0.0302
+    per_context_beside_kt_ms: float = 0.057
+    """The same context beside a prompt: read off the Poisson runs from 30 to 40 req/s, where all else is known."""
     prefill_base_ms: float = 2.6
     per_prefill_kt_ms: float = 20.7
     per_attention_kt2_ms: float = 0.92
+    per_admitted_kt_ms: float = 0.4
+    """Hashing a new prompt holds the engine: 100,000 tokens stop the others for 0.03 s before the first chunk."""
+    per_hit_kt_ms: float = 1.1
+    """Finding and referencing cached blocks holds it too: a hit of 100,000 tokens takes 0.2 s."""
     prefill_floor_ms: float = 10.5
     """A step with any prompt in it leaves the full CUDA graph: beside a short newcomer gaps are 10 to 11 ms."""
-    wake_ms: float = 3.0
+    wake_ms: float = 5.0
     """An idle engine's first step; a newcomer beside others, whose TTFT is hardly longer, does not have it."""
     events_per_s: float = 15_000.0
     """What one API server process streams; 256 streams run at 17 ms a step where the GPU needs 12.7."""
 
-    def step_ms(self, *, decoding: int, context_tokens: int, prefill_tokens: int, attention_kt2: float) -> float:
+    def step_ms(
+        self,
+        *,
+        decoding: int,
+        context_tokens: int,
+        prefill_tokens: int,
+        attention_kt2: float,
+        admitted_tokens: int,
+        hit_tokens: int,
+    ) -> float:
         """Duration of one step; `attention_kt2` is the sum of T * (p + T / 2) over its chunks, in (1,000 tokens)^2."""
-        beside = self.per_sequence_ms * decoding + self.per_context_kt_ms * context_tokens / 1000.0
+        context_kt = context_tokens / 1000.0
         if prefill_tokens:
             compute = (
                 self.prefill_base_ms
                 + self.per_prefill_kt_ms * prefill_tokens / 1000.0
                 + self.per_attention_kt2_ms * attention_kt2
             )
-            gpu = max(self.prefill_floor_ms, compute) + beside
+            gpu = max(self.prefill_floor_ms, compute) + self.per_context_beside_kt_ms * context_kt
+            gpu += (self.per_admitted_kt_ms * admitted_tokens + self.per_hit_kt_ms * hit_tokens) / 1000.0
         else:
-            gpu = self.decode_base_ms + beside
+            gpu = self.decode_base_ms + self.per_context_kt_ms * context_kt
+        gpu += self.per_sequence_ms * decoding
         return max(gpu, decoding * 1000.0 / self.events_per_s)
 
 
@@ -61,13 +79,15 @@ class StepTimes:
 class ApiTimes:
     """Milliseconds in the API server before a prompt reaches the engine.
 
-    Source: the same page, "TTFT with the whole prompt cached" = 18.8 + 1.9 n, of which the short step is 10.5 and the
-    wake-up 3. The serial part is one process's work, so a burst of requests queues for it.
+    Source: the same page, "TTFT with the whole prompt cached" = 18.8 + 1.9 n, of which the short step is 10.5, the
+    wake-up 5 and what the engine does with a new prompt and its hits 1.5 n; the traces beside it, where the other
+    streams make 6 tokens between the sending of a prompt of 100,000 and its first chunk. The serial part is one
+    process's work, so a burst of requests queues for it.
     """
 
-    fixed_ms: float = 3.5
+    fixed_ms: float = 1.5
     serial_ms: float = 0.7
-    per_prompt_kt_ms: float = 1.9
+    per_prompt_kt_ms: float = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +169,9 @@ TINY: Final = Profile(
         decode_base_ms=1.0,
         per_sequence_ms=0.01,
         per_context_kt_ms=0.01,
+        per_context_beside_kt_ms=0.01,
+        per_admitted_kt_ms=0.05,
+        per_hit_kt_ms=0.1,
         prefill_base_ms=1.0,
         per_prefill_kt_ms=4.0,
         per_attention_kt2_ms=0.1,
@@ -172,6 +195,9 @@ INSTANT: Final = Profile(
         decode_base_ms=0.01,
         per_sequence_ms=0.0,
         per_context_kt_ms=0.0,
+        per_context_beside_kt_ms=0.0,
+        per_admitted_kt_ms=0.0,
+        per_hit_kt_ms=0.0,
         prefill_base_ms=0.01,
         per_prefill_kt_ms=0.0,
         per_attention_kt2_ms=0.0,

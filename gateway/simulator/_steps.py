@@ -32,6 +32,10 @@ class Step:
     firsts: list[Request] = field(default_factory=list)
     """Prompts it completes: each gives one token."""
     prefill_tokens: int = 0
+    admitted_tokens: int = 0
+    """Tokens of the prompts admitted in it, wherever computed."""
+    hit_tokens: int = 0
+    """Prompt tokens it found in the cache."""
     attention_kt2: float = 0.0
     context_tokens: int = 0
     start_s: float = 0.0

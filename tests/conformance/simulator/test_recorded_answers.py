@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from recordings import CALLS, RECORDED, ask, chat, event_shapes, recorded, shape, stream
+from tests.conformance.simulator.recordings import CALLS, RECORDED, ask, chat, event_shapes, recorded, shape, stream
 
 EXACT = sorted(name for name in CALLS if name.startswith("err_") or name in ("embeddings", "version", "load"))
 STREAMS = sorted(name for name in CALLS if b"text/event-stream" in (RECORDED / f"{name}.http").read_bytes())
