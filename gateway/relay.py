@@ -7,11 +7,13 @@ tried. The last bytes are held back until the answer is settled: an answer that 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import msgspec
 
+from gateway.errors import Refusal
 from gateway.fleet import Connection, Replica
 from gateway.wire import Endpoint, StreamScanner
 
@@ -22,6 +24,9 @@ Headers = list[tuple[bytes, bytes]]
 
 MAX_WHOLE_BYTES = 16 * 1024 * 1024
 """An answer that is not streamed is held up to this size, so that its usage is read before its end is sent."""
+
+_USAGE_WINDOW_BYTES = 4096
+_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
 
 _HOP_BY_HOP = frozenset(
     {
@@ -92,8 +97,8 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether everything the engine will send has arrived."""
-        return self._connection.complete
+        """Whether everything the engine will send has been read."""
+        return self._connection.drained
 
     @property
     def is_stream(self) -> bool:
@@ -131,11 +136,44 @@ async def open_answer(replica: Replica, head: bytes, body: bytes, watch: ClientW
         raise
 
 
-async def pump_stream(answer: Answer, scanner: StreamScanner, head: Headers, send: Send, mark: StreamMark) -> bytes:
-    """Relays a stream up to its last event, which it returns: the caller settles, then sends it.
+class Outgoing:
+    """The answer on its way to the client; its head leaves with its first bytes."""
 
-    `mark.started` tells afterwards, a failure included, whether the client has seen the head.
-    """
+    __slots__ = ("_head", "_send", "started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._head: Message = {}
+        self.started = False
+
+    def prepare(self, status: int, headers: Headers) -> None:
+        """Sets the head, which can be set anew until something has been sent."""
+        self._head = {"type": "http.response.start", "status": status, "headers": headers}
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Returns when the client's connection has room again."""
+        if not self.started:
+            self.started = True
+            await self._send(self._head)
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def end(self, data: bytes = b"") -> None:
+        await self.write(data, more=False)
+
+    async def refuse(self, refusal: Refusal, headers: Headers) -> None:
+        """Answers with a refusal."""
+        content = refusal.body()
+        self.prepare(refusal.status, [*json_head(content), *refusal.headers(), *headers])
+        await self.end(content)
+
+
+def json_head(content: bytes) -> Headers:
+    """Headers of a JSON answer."""
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+
+
+async def pump_stream(answer: Answer, scanner: StreamScanner, outgoing: Outgoing) -> bytes:
+    """Relays a stream up to its last event, which it returns: the caller settles, then sends it."""
     data = answer.first
     held: list[bytes] = []
     while True:
@@ -145,33 +183,32 @@ async def pump_stream(answer: Answer, scanner: StreamScanner, head: Headers, sen
         if scanner.ended:
             held.append(out)
         elif out:
-            if not mark.started:
-                mark.started = True
-                await send({"type": "http.response.start", "status": answer.status, "headers": head})
-            await send({"type": "http.response.body", "body": out, "more_body": True})
+            await outgoing.write(out)
         data = await answer.read()
 
 
-class StreamMark:
-    """Whether an answer has started on its way to the client."""
-
-    __slots__ = ("started",)
-
-    def __init__(self) -> None:
-        self.started = False
-
-
-async def read_whole(answer: Answer) -> bytes | None:
-    """The whole body; None when it is longer than `MAX_WHOLE_BYTES`."""
+async def read_whole(answer: Answer) -> tuple[bytes, bool]:
+    """The body and True; what has arrived and False once that is longer than `MAX_WHOLE_BYTES`."""
     if answer.complete:
-        return answer.first
+        return answer.first, True
     parts, size = [answer.first], len(answer.first)
-    while not answer.complete:
+    while not answer.complete and size <= MAX_WHOLE_BYTES:
         parts.append(await answer.read())
         size += len(parts[-1])
-        if size > MAX_WHOLE_BYTES:
-            return None
-    return b"".join(parts)
+    return b"".join(parts), answer.complete
+
+
+async def pump_long(answer: Answer, start: bytes, outgoing: Outgoing) -> tuple[bytes, bytes]:
+    """Relays an answer too long to hold. Returns its last bytes, unsent, and the last `usage` in a JSON object."""
+    usage, data, tail = b"", start, b""
+    while True:
+        tail = tail[-_USAGE_WINDOW_BYTES:] + data
+        for match in _USAGE_OBJECT.finditer(tail):
+            usage = match[0]
+        if answer.complete:
+            return data, b"{%b}" % usage
+        await outgoing.write(data)
+        data = await answer.read()
 
 
 def stream_error(endpoint: Endpoint, message: str, code: str) -> bytes:

@@ -8,6 +8,7 @@ engine waits; so a stream never holds more than that plus one read.
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import httptools
 
@@ -24,7 +25,7 @@ class Interrupted(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """Call `send`, then `head`, then `read` until `complete`. Not for concurrent use.
+    """Call `send`, then `read` until `drained`. Not for concurrent use.
 
     `lost` tells whether the connection can carry another exchange. Reads raise `UpstreamLost` when the replica ends
     early and `Interrupted` after `interrupt()`.
@@ -101,6 +102,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
+    @property
+    def drained(self) -> bool:
+        """Whether the answer is complete and all of it has been read."""
+        return self.complete and not self._chunks
+
     def interrupt(self) -> None:
         """Gives the exchange up: the socket closes now, so the engine stops; the reader gets `Interrupted`."""
         if not self.complete:
@@ -119,8 +125,7 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

@@ -56,7 +56,7 @@ class ModelFleet:
 
 
 class Fleet:
-    """Owns every replica's connections and the task that watches them. Start it, then close it."""
+    """Owns every replica's connections and the task that watches them. Use it as an async context manager."""
 
     def __init__(self, models: Iterable[ModelSpec], *, probe_interval_s: float = PROBE_INTERVAL_S) -> None:
         by_url: dict[str, Replica] = {}
@@ -69,12 +69,13 @@ class Fleet:
         self._http = httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False)
         self._watcher: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Probes every replica once, so that the first request finds the healthy ones, then keeps watching."""
+    async def __aenter__(self) -> Fleet:
+        # Once before anything is served, so that the first request finds the healthy ones.
         await self._probe_all()
         self._watcher = asyncio.create_task(self._watch(), name="fleet-watch")
+        return self
 
-    async def close(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)

@@ -36,6 +36,11 @@ class Endpoint(Enum):
         return self in _GENERATES
 
     @property
+    def computes(self) -> bool:
+        """Whether it takes GPU time, so that its tokens are limited and billed."""
+        return self is not Endpoint.TOKENIZE and self is not Endpoint.COUNT_TOKENS
+
+    @property
     def has_stream_options(self) -> bool:
         """Whether usage in a stream has to be asked for, with OpenAI's `stream_options`."""
         return self is Endpoint.CHAT or self is Endpoint.COMPLETIONS

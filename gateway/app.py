@@ -1,0 +1,101 @@
+"""The composition root: settings and policies in, an ASGI app out. Knows every room; no room knows it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from starlette.routing import Route, Router
+
+from gateway.clock import Clock, SystemClock
+from gateway.endpoints import Page, Pages, Relayed, unknown
+from gateway.fleet import Fleet
+from gateway.lifecycle import Lifecycle
+from gateway.metering import Ledger
+from gateway.policy import Policies
+from gateway.pricing import Price
+from gateway.settings import Settings
+from gateway.store import client
+from gateway.telemetry import Metrics
+from gateway.tenants import KeyDirectory
+from gateway.wire import Endpoint
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One worker's gateway. `asgi` is the app; its lifespan starts and stops everything in order."""
+
+    def __init__(self, policies: Policies, settings: Settings, redis_url: str, *, clock: Clock | None = None) -> None:
+        self.clock = clock or SystemClock()
+        self._policies = policies
+        self._settings = settings
+        self._redis_url = redis_url
+        self._lifecycle: Lifecycle | None = None
+        self.asgi = Router([], redirect_slashes=False, default=unknown, lifespan=self._lifespan)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway has been told to stop."""
+        return self._lifecycle is not None and self._lifecycle.draining
+
+    def drain(self) -> None:
+        """From now on no request is admitted; what runs may finish."""
+        if self._lifecycle is not None:
+            self._lifecycle.draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being relayed."""
+        return self._lifecycle is None or self._lifecycle.idle
+
+    def interrupt_all(self) -> None:
+        """Cuts every running answer with an error its client can read."""
+        if self._lifecycle is not None:
+            self._lifecycle.interrupt_all()
+
+    @asynccontextmanager
+    async def _lifespan(self, _: object) -> AsyncIterator[None]:
+        policies, settings, clock = self._policies, self._settings, self.clock
+        async with AsyncExitStack() as stack:
+            redis = await stack.enter_async_context(client(self._redis_url))
+            keys = await stack.enter_async_context(KeyDirectory(policies, redis, now_ms=clock.now_ms))
+            metrics = Metrics()
+            ledger = await stack.enter_async_context(Ledger(redis, now_ms=clock.now_ms))
+            fleet = await stack.enter_async_context(Fleet(policies.models.values()))
+            prices = {
+                name: Price.of(model.price, epoch=policies.price_epoch)
+                for name, model in policies.models.items()
+                if model.price is not None
+            }
+            lifecycle = self._lifecycle = Lifecycle(
+                policies=policies,
+                prices=prices,
+                fleet=fleet,
+                keys=keys,
+                ledger=ledger,
+                metrics=metrics,
+                clock=clock,
+                settings=settings,
+            )
+            metrics.before_scrape(lambda: _refresh(metrics, fleet, ledger))
+            pages = Pages(lifecycle, redis)
+            self.asgi.routes[:] = [
+                *(Route(endpoint.value, Relayed(lifecycle, endpoint)) for endpoint in Endpoint),
+                Route("/v1/models", Page(pages.models)),
+                Route("/v1/models/{name:path}", Page(pages.model)),
+                Route("/v1/usage", Page(pages.usage)),
+                Route("/healthz", Page(pages.healthz)),
+                Route("/readyz", Page(pages.readyz)),
+                Route("/metrics", Page(pages.metrics)),
+            ]
+            log.info("serving %d models to %d tenants", len(policies.models), len(policies.tenants))
+            yield
+            log.info("stopping")
+
+
+def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger) -> None:
+    for replica in fleet.replicas:
+        metrics.replica_healthy.labels(replica.name).set(replica.healthy)
+    metrics.unsettled.set(ledger.statistics().unbooked)

@@ -1,0 +1,130 @@
+"""One request on its way, how it ended, and what it holds meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from gateway import refusals
+from gateway.admission import Ask, Denial, Lease, ratelimit_headers, refusal
+from gateway.clock import Clock
+from gateway.errors import Refused
+from gateway.metering import Ledger, Status, UsageEvent
+from gateway.policy import TenantSpec
+from gateway.pricing import Price
+from gateway.relay import Headers
+from gateway.store import StoreUnavailable
+from gateway.telemetry import Metrics
+from gateway.wire import NO_USAGE, Endpoint, Usage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Call:
+    """What is known of a request so far. `headers` are those its answer will carry, whatever the answer is."""
+
+    id: str
+    endpoint: Endpoint
+    arrived_ms: int
+    tenant: str = ""
+    key: str = ""
+    model: str = ""
+    replica: str = ""
+    admitted_ms: int = 0
+    first_token_ms: int = 0
+    headers: Headers = field(default_factory=list)
+
+    def answer_headers(self) -> Headers:
+        """What every answer to this call carries."""
+        return [(b"x-request-id", self.id.encode()), *self.headers]
+
+    def event(self, outcome: Outcome, *, now_ms: int, cost_nanousd: int = 0, price_epoch: str = "") -> UsageEvent:
+        """The usage event of this call, ended so, now."""
+        return UsageEvent(
+            id=self.id,
+            tenant=self.tenant,
+            key=self.key,
+            model=self.model,
+            endpoint=self.endpoint.value,
+            status=outcome.status,
+            replica=self.replica,
+            code=outcome.code,
+            usage=outcome.usage,
+            estimated=outcome.estimated,
+            cost_nanousd=cost_nanousd,
+            price_epoch=price_epoch,
+            arrived_ms=self.arrived_ms,
+            admitted_ms=self.admitted_ms,
+            first_token_ms=self.first_token_ms,
+            ended_ms=now_ms,
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class Outcome:
+    """How a request ended. `code` is the error's, if there was one."""
+
+    status: Status
+    usage: Usage = NO_USAGE
+    code: str = ""
+    estimated: bool = False
+
+
+class Reservation:
+    """What a request holds while it runs. `settle` turns it into what was used, once; leaving the block makes sure."""
+
+    def __init__(
+        self,
+        call: Call,
+        tenant: TenantSpec,
+        ask: Ask,
+        price: Price | None,
+        *,
+        ledger: Ledger,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._call = call
+        self._tenant = tenant
+        self._ask = ask
+        self._price = price
+        self._ledger = ledger
+        self._metrics = metrics
+        self._clock = clock
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Reservation:
+        """Raises `Refused`: 429 for a limit, 503 while limits cannot be checked."""
+        try:
+            decision = await self._ledger.reserve(self._tenant, self._ask)
+        except StoreUnavailable as error:
+            log.warning("nothing can be reserved: %s", error)
+            raise Refused(refusals.STORE_AWAY) from error
+        self._call.headers += ratelimit_headers(decision)
+        if isinstance(decision, Denial):
+            raise Refused(refusal(decision))
+        self._lease = decision.lease
+        self._call.admitted_ms = self._clock.now_ms()
+        self._metrics.in_flight.inc()
+        return self
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Books what was used and gives back the rest. Shielded: a cancelled request is booked all the same."""
+        if self._lease is None:
+            return
+        lease, self._lease = self._lease, None
+        event = self._call.event(
+            outcome,
+            now_ms=self._clock.now_ms(),
+            cost_nanousd=self._price.cost_nanousd(outcome.usage) if self._price is not None else 0,
+            price_epoch=self._price.epoch if self._price is not None else "",
+        )
+        self._metrics.count(event)
+        await asyncio.shield(self._ledger.settle(event, lease))
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._metrics.in_flight.dec()
+        code = "cancelled" if kind is asyncio.CancelledError else "internal_error"
+        await self.settle(Outcome("upstream_lost", code=code))

@@ -1,0 +1,202 @@
+"""An admitted request and its answer: place it, carry the bytes, settle before the last of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from gateway import refusals
+from gateway.call import Call, Outcome, Reservation
+from gateway.clock import Clock
+from gateway.context import PromptSize, questions
+from gateway.errors import Refusal, Refused
+from gateway.fleet import ConnectFailed, Fleet, Interrupted, ModelFleet, Replica, UpstreamLost
+from gateway.metering import Status
+from gateway.relay import (
+    Answer,
+    ClientWatch,
+    Headers,
+    Outgoing,
+    open_answer,
+    pump_long,
+    pump_stream,
+    read_whole,
+    stream_error,
+)
+from gateway.routing import PrefixIndex, choose, prefix_chain
+from gateway.telemetry import Metrics
+from gateway.wire import NO_USAGE, RequestView, StreamScanner, Usage, engine_refusal, read_answer, scanner_for
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Exchange:
+    """One request at the engines. `body` is what they get; `passed_on` holds whole header lines for them."""
+
+    call: Call
+    view: RequestView
+    body: bytes
+    passed_on: bytes
+    model: ModelFleet
+    prefixes: PrefixIndex
+    reservation: Reservation
+    watch: ClientWatch
+    outgoing: Outgoing
+    fleet: Fleet
+    metrics: Metrics
+    clock: Clock
+
+    async def run(self) -> None:
+        """Places the request and carries the answer through. Has settled when it returns."""
+        try:
+            answer = await self._open()
+        except Interrupted:
+            if self.watch.gone:
+                await self.reservation.settle(Outcome("client_gone"))
+            else:
+                await self._end_refused("upstream_lost", refusals.DRAINING)
+            return
+        except Refused as refused:
+            lost = refused.refusal is refusals.UPSTREAM_LOST
+            await self._end_refused("upstream_lost" if lost else "refused", refused.refusal)
+            return
+        try:
+            if answer.status >= 400:
+                await self._error(answer)
+                return
+            self.call.first_token_ms = self.clock.now_ms()
+            if answer.is_stream:
+                await self._stream(answer)
+            else:
+                await self._whole(answer)
+        finally:
+            answer.close()
+
+    async def _open(self) -> Answer:
+        """The first replica that answers. Raises `Refused`: 503 when none could be reached, 502 when it died on all."""
+        chain = prefix_chain(self.view.prompt)
+        request_id = self.call.id.encode()
+        tried: set[Replica] = set()
+        lost = busy = False
+        while targets := [r for r in self.model.replicas if r.healthy and r not in tried]:
+            replica = choose(chain, self.prefixes, targets)
+            tried.add(replica)
+            self.call.replica = replica.name
+            head = replica.head(self.call.endpoint.value, request_id, len(self.body), self.passed_on)
+            try:
+                answer = await open_answer(replica, head, self.body, self.watch)
+            except ConnectFailed as error:
+                replica.healthy = False
+                self._note_retry(replica, "connect", error)
+            except UpstreamLost as error:
+                lost = True
+                self._note_retry(replica, "lost", error)
+            else:
+                if answer.status not in (429, 503):
+                    self.prefixes.note(chain, replica.name)
+                    return answer
+                busy = True
+                answer.close()
+                self._note_retry(replica, "busy", None)
+        if lost:
+            raise Refused(refusals.UPSTREAM_LOST)
+        raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
+
+    def _note_retry(self, replica: Replica, reason: str, error: Exception | None) -> None:
+        self.metrics.retries.labels(replica.name, reason).inc()
+        log.warning("replica %s: %s", replica.name, error or reason, extra={"data": {"request_id": self.call.id}})
+
+    async def _stream(self, answer: Answer) -> None:
+        scanner = scanner_for(self.view)
+        self.outgoing.prepare(answer.status, self._head(answer))
+        try:
+            last = await pump_stream(answer, scanner, self.outgoing)
+        except (UpstreamLost, Interrupted) as error:
+            usage, estimated = await self._usage_at_cut(scanner)
+            if self.watch.gone:
+                await self.reservation.settle(Outcome("client_gone", usage, estimated=estimated))
+                return
+            code = "shutdown" if isinstance(error, Interrupted) else "upstream_lost"
+            log.warning("stream lost: %s", error or code, extra={"data": {"request_id": self.call.id}})
+            await self.reservation.settle(Outcome("upstream_lost", usage, code, estimated))
+            last = stream_error(self.call.endpoint, refusals.STREAM_LOST, code)
+        else:
+            usage, estimated = await self._usage_at_end(scanner.usage())
+            status: Status = "engine_error" if scanner.failed else "ok"
+            await self.reservation.settle(Outcome(status, usage, estimated=estimated))
+        await self.outgoing.end(last)
+
+    async def _whole(self, answer: Answer) -> None:
+        head = self._head(answer)
+        self.outgoing.prepare(answer.status, head)
+        try:
+            content, complete = await read_whole(answer)
+            if complete:
+                head.append((b"content-length", b"%d" % len(content)))
+                usage = read_answer(self.view.endpoint, content)
+            else:
+                content, told = await pump_long(answer, content, self.outgoing)
+                usage = read_answer(self.view.endpoint, told)
+        except (UpstreamLost, Interrupted) as error:
+            if self.watch.gone:
+                await self.reservation.settle(Outcome("client_gone"))
+            elif self.outgoing.started:
+                # Half a JSON answer cannot be mended: the connection is cut, so that the client sees it.
+                await self.reservation.settle(Outcome("upstream_lost", code="upstream_lost"))
+                raise
+            else:
+                interrupted = isinstance(error, Interrupted)
+                await self._end_refused("upstream_lost", refusals.DRAINING if interrupted else refusals.UPSTREAM_LOST)
+            return
+        estimated = usage is None and self.view.endpoint.generates
+        await self.reservation.settle(Outcome("ok", usage or NO_USAGE, estimated=estimated))
+        await self.outgoing.end(content)
+
+    async def _error(self, answer: Answer) -> None:
+        """An engine's refusal in OpenAI's shape. Nothing was used."""
+        try:
+            content, _ = await read_whole(answer)
+        except (UpstreamLost, Interrupted):
+            content = b""
+        refusal = engine_refusal(answer.status, content)
+        await self._end_refused("refused" if refusal.status < 500 else "engine_error", refusal)
+
+    async def _end_refused(self, status: Status, refusal: Refusal) -> None:
+        await self.reservation.settle(Outcome(status, code=refusal.code))
+        await self.outgoing.refuse(refusal, self.call.answer_headers())
+
+    async def _usage_at_cut(self, scanner: StreamScanner) -> tuple[Usage, bool]:
+        """What is billed of a stream that was cut, and whether that is an estimate: never more than was generated.
+
+        Where the engine tells usage only at the end, each event with text is at least one token, and the prompt is
+        counted by the engine's tokenizer; a prompt that never reached its first token is not counted by vLLM either.
+        """
+        told, seen = scanner.usage(), scanner.output_events
+        if told is None:
+            return (await self._counted(output_tokens=seen), True) if seen else (NO_USAGE, False)
+        if told.output_tokens >= seen:
+            return told, False
+        cached = told.input_cached_tokens
+        return Usage(input_tokens=told.input_tokens, input_cached_tokens=cached, output_tokens=seen), True
+
+    async def _usage_at_end(self, told: Usage | None) -> tuple[Usage, bool]:
+        return (told, False) if told is not None else (await self._counted(output_tokens=0), True)
+
+    async def _counted(self, *, output_tokens: int) -> Usage:
+        size = await count_prompt(self.fleet, self.model, self.view, self.body)
+        return Usage(input_tokens=size.total if size is not None else 0, output_tokens=output_tokens)
+
+    def _head(self, answer: Answer) -> Headers:
+        return [*answer.headers(), *self.call.answer_headers()]
+
+
+async def count_prompt(fleet: Fleet, model: ModelFleet, view: RequestView, body: bytes) -> PromptSize | None:
+    """Prompt tokens by the engine's own tokenizer; None when it cannot tell."""
+    asked = questions(view, body, model.spec.name)
+    told = await asyncio.gather(*(fleet.count_tokens(model, path, payload) for path, payload in asked))
+    counts = [count for count in told if count is not None]
+    if not counts or len(counts) < len(asked):
+        return None
+    return PromptSize(total=sum(counts), longest=max(counts), exact=True)

@@ -1,0 +1,260 @@
+"""The life of a request, top to bottom: `Lifecycle.serve` is the order, and the order is nowhere else.
+
+    authenticate  key hash → tenant                                401
+    read          bounded body                                     413, 408
+    parse         the few fields the gateway needs                 400
+    permit        the tenant's models                              404
+    measure       prompt tokens against context and limits         400 context_length_exceeded
+    reserve       requests/min, tokens/min, concurrency, dollars   429
+    place, relay  choose the replica, bytes through                502, 503
+    settle        what was really used: ledger, refunds
+
+Authentication comes before the body, so that nobody without a key makes the gateway hold 32 MiB. Every step before the
+relay can refuse; a refusal gives back what was reserved. Settling happens on every way out of the reservation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+
+from gateway import refusals
+from gateway.admission import Ask
+from gateway.call import Call, Outcome, Reservation
+from gateway.clock import Clock
+from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most
+from gateway.errors import Refusal, Refused
+from gateway.exchange import Exchange, count_prompt
+from gateway.fleet import Fleet, ModelFleet
+from gateway.metering import Ledger
+from gateway.policy import Policies, TenantSpec
+from gateway.pricing import Price
+from gateway.reading import ClientGone, read_body
+from gateway.relay import ClientWatch, Message, Outgoing, Receive, Send
+from gateway.routing import PrefixIndex
+from gateway.settings import Settings
+from gateway.telemetry import Metrics
+from gateway.tenants import Identity, KeyDirectory, KeysUnavailable
+from gateway.wire import Endpoint, RequestView, add_fields, output_field, parse, set_fields
+
+log = logging.getLogger(__name__)
+
+DEFAULT_OUTPUT_TOKENS = 512
+"""Tokens/min held for an answer whose client named no bound; the difference is settled when it is known."""
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
+_STREAM_OPTIONS = b'"stream_options":{"include_usage":true,"continuous_usage_stats":true}'
+_PASSED_ON = (b"traceparent", b"tracestate", b"endpoint-load-metrics-format")
+
+
+class Lifecycle:
+    """Everything a request meets, wired once by the composition root."""
+
+    def __init__(
+        self,
+        *,
+        policies: Policies,
+        prices: Mapping[str, Price],
+        fleet: Fleet,
+        keys: KeyDirectory,
+        ledger: Ledger,
+        metrics: Metrics,
+        clock: Clock,
+        settings: Settings,
+    ) -> None:
+        self.policies = policies
+        self.prices = prices
+        self.fleet = fleet
+        self.keys = keys
+        self.ledger = ledger
+        self.metrics = metrics
+        self.clock = clock
+        self.settings = settings
+        self.draining = False
+        self._running: set[ClientWatch] = set()
+        self._prefixes = {name: PrefixIndex() for name in policies.models}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being relayed."""
+        return not self._running
+
+    def interrupt_all(self) -> None:
+        """Ends every running answer with an error its client can read: the drain deadline has come."""
+        for watch in list(self._running):
+            watch.interrupt()
+
+    async def serve(self, endpoint: Endpoint, scope: Message, receive: Receive, send: Send) -> None:
+        """One request, from its head to the settled end of its answer."""
+        given = dict(scope["headers"])
+        call = Call(request_id(given), endpoint, self.clock.now_ms())
+        outgoing = Outgoing(send)
+        if self.draining:
+            await outgoing.refuse(refusals.DRAINING, call.answer_headers())
+            return
+        try:
+            identity = await self.authenticate(given)
+            call.tenant, call.key = identity.tenant.name, identity.key_id
+            body = await read_body(scope, receive, limit_bytes=self.settings.max_body_bytes)
+            view = parse(endpoint, body)
+            model = self._permit(identity.tenant, view.model)
+            call.model = model.spec.name
+            limits = _context_limits(identity.tenant, model)
+            size = await self._measure(view, body, model, limits)
+            async with self._reserve(
+                call, identity.tenant, view=view, model=model, limits=limits, size=size
+            ) as reservation:
+                with self._watched(receive) as watch:
+                    exchange = Exchange(
+                        call=call,
+                        view=view,
+                        body=_engine_body(view, body, model, limits),
+                        passed_on=_passed_on(given),
+                        model=model,
+                        prefixes=self._prefixes[model.spec.name],
+                        reservation=reservation,
+                        watch=watch,
+                        outgoing=outgoing,
+                        fleet=self.fleet,
+                        metrics=self.metrics,
+                        clock=self.clock,
+                    )
+                    await exchange.run()
+        except Refused as refused:
+            await self._refuse(call, refused.refusal, outgoing)
+        except ClientGone:
+            log.debug("client left while sending its request", extra={"data": {"request_id": call.id}})
+        except Exception:
+            log.exception("unexpected failure", extra={"data": {"request_id": call.id}})
+            if outgoing.started:
+                raise
+            await outgoing.refuse(refusals.INTERNAL, call.answer_headers())
+
+    async def authenticate(self, headers: Mapping[bytes, bytes]) -> Identity:
+        """Whose key this is. Raises `Refused`: 401, or 503 while a key cannot be looked up."""
+        authorization = headers.get(b"authorization", b"")
+        scheme, _, key = authorization.partition(b" ")
+        if scheme.lower() != b"bearer":
+            key = headers.get(b"x-api-key", b"")
+        try:
+            identity = await self.keys.lookup(key.strip()) if key else None
+        except KeysUnavailable as error:
+            raise Refused(refusals.STORE_AWAY) from error
+        if identity is None:
+            raise Refused(refusals.UNKNOWN_KEY if key else refusals.NO_KEY)
+        return identity
+
+    def _permit(self, tenant: TenantSpec, name: str) -> ModelFleet:
+        """The model a tenant may use. One answer for what is forbidden and what is not there."""
+        spec = self.policies.model_named(name)
+        if spec is None or not tenant.may_use(spec):
+            raise Refused(refusals.model_not_found(name))
+        return self.fleet.models[spec.name]
+
+    async def _measure(self, view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits) -> PromptSize:
+        """The prompt's size: exact where a limit lies between its bounds, else an estimate no limit depends on."""
+        if not view.endpoint.computes:
+            return estimate(view)
+        if refusal := check(view, least(view), limits):
+            raise Refused(refusal)
+        if check(view, most(view), limits) is None:
+            return estimate(view)
+        size = await count_prompt(self.fleet, model, view, body) or estimate(view)
+        if refusal := check(view, size, limits):
+            raise Refused(refusal)
+        return size
+
+    def _reserve(
+        self,
+        call: Call,
+        tenant: TenantSpec,
+        *,
+        view: RequestView,
+        model: ModelFleet,
+        limits: ContextLimits,
+        size: PromptSize,
+    ) -> Reservation:
+        """What to hold: for dollars the most the request can cost, for tokens/min what it will probably use."""
+        price = self.prices.get(model.spec.name)
+        tokens = nanousd = 0
+        if view.endpoint.computes:
+            answers_most = output_most(view, least(view).longest, limits) * view.answers
+            tokens = _likely_tokens(view, size, answers_most, tenant.limits.tokens_per_minute)
+            if price is not None and tenant.limits.budget_usd is not None:
+                prompt_most = size.total if size.exact else most(view).total
+                if limits.context is not None:
+                    prompt_most = min(prompt_most, limits.context * view.prompts)
+                nanousd = price.ceiling_nanousd(prompt_most, answers_most)
+        ask = Ask(lease_id=call.id, tokens=tokens, nanousd=nanousd)
+        return Reservation(call, tenant, ask, price, ledger=self.ledger, metrics=self.metrics, clock=self.clock)
+
+    @contextlib.contextmanager
+    def _watched(self, receive: Receive) -> Iterator[ClientWatch]:
+        watch = ClientWatch(receive)
+        self._running.add(watch)
+        try:
+            yield watch
+        finally:
+            self._running.discard(watch)
+            watch.close()
+
+    async def _refuse(self, call: Call, refusal: Refusal, outgoing: Outgoing) -> None:
+        """Records a refusal that took nothing, then answers it."""
+        if call.tenant:
+            event = call.event(Outcome("refused", code=refusal.code), now_ms=self.clock.now_ms())
+            self.metrics.count(event)
+            await self.ledger.record(event)
+        elif refusal.status == 401:
+            self.metrics.unauthorized.inc()
+        log.debug("refused: %s", refusal.code, extra={"data": {"request_id": call.id, "key": call.key}})
+        await outgoing.refuse(refusal, call.answer_headers())
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The client's id if it is a sane one, else a new one."""
+    given = headers.get(b"x-request-id")
+    return given.decode() if given is not None and _SANE_ID(given) else secrets.token_hex(16)
+
+
+def _context_limits(tenant: TenantSpec, model: ModelFleet) -> ContextLimits:
+    return ContextLimits(
+        context=model.context_tokens,
+        input_max=tenant.limits.max_input_tokens,
+        output_max=tenant.limits.max_output_tokens,
+    )
+
+
+def _likely_tokens(view: RequestView, size: PromptSize, answers_most: int, per_minute: int | None) -> int:
+    """Tokens/min to hold: the client's own bound; a usual answer where it named none, cut to what can ever fit."""
+    if view.output_tokens is not None or not view.endpoint.generates:
+        return size.total + answers_most
+    likely = min(answers_most or DEFAULT_OUTPUT_TOKENS, DEFAULT_OUTPUT_TOKENS * view.answers)
+    return size.total + (likely if per_minute is None else max(0, min(likely, per_minute - size.total)))
+
+
+def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
+    """The client's headers that are the engine's business."""
+    return b"".join(b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON if name in given)
+
+
+def _engine_body(view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits) -> bytes:
+    """The client's body with what the gateway asks for: usage in streams, the tenant's bound, the model's own name."""
+    additions: list[bytes] = []
+    replaced: dict[str, object] = {}
+    if view.stream and view.endpoint.has_stream_options:
+        if view.sent_stream_options:
+            replaced["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        else:
+            additions.append(_STREAM_OPTIONS)
+    if limits.output_max is not None and view.output_tokens is None and view.endpoint.generates:
+        replaced[output_field(view.endpoint)] = limits.output_max
+    if view.model != model.spec.name:
+        replaced["model"] = model.spec.name
+    if replaced:
+        body = set_fields(body, replaced)
+    if additions:
+        body = add_fields(body, b",".join(additions))
+    return body

@@ -1,0 +1,31 @@
+"""Reads a request's body, bounded in size. How long it may take is the server's business: `serving/_protocol.py`."""
+
+from __future__ import annotations
+
+from gateway import refusals
+from gateway.errors import Refused
+from gateway.relay import Message, Receive
+
+
+class ClientGone(Exception):
+    """The client left, or was too slow, before its request was complete."""
+
+
+async def read_body(scope: Message, receive: Receive, *, limit_bytes: int) -> bytes:
+    """The whole body. Raises `Refused` (413) as soon as it is known to be too large, `ClientGone`."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit_bytes:
+            raise Refused(refusals.body_too_large(limit_bytes))
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body: bytes = message["body"]
+        size += len(body)
+        if size > limit_bytes:
+            raise Refused(refusals.body_too_large(limit_bytes))
+        if not message.get("more_body"):
+            return b"".join((*parts, body)) if parts else body
+        parts.append(body)
