@@ -22,6 +22,7 @@ from ._keys import check_public_id, hash_key, looks_like_key, parse_public_id
 from ._load import load
 from ._problems import PolicyError, Problem
 from ._schema import json_schema
+from ._table import check_name
 
 __all__ = [
     "BudgetPeriod",
@@ -38,6 +39,7 @@ __all__ = [
     "ReplicaSpec",
     "SloSpec",
     "TenantSpec",
+    "check_name",
     "check_public_id",
     "hash_key",
     "json_schema",

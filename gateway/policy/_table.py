@@ -54,7 +54,8 @@ def _check_model_choice(text: str) -> str | None:
     return None if text == ANY_MODEL else _check_model_name(text)
 
 
-def _check_plain_name(text: str) -> str | None:
+def check_name(text: str) -> str | None:
+    """What is wrong with the name of a tenant or a class, or None."""
     if re.fullmatch(_PLAIN_NAME, text):
         return None
     return "is a name: letters, digits and . _ - (at most 63), beginning with a letter or digit"
@@ -123,8 +124,8 @@ def _check_price(value: object) -> list[tuple[str, str]]:
 
 _MODEL = Text(what="a model's name", check=_check_model_name, pattern=_MODEL_NAME)
 _MODEL_OR_ANY = Text(what="a model's name", check=_check_model_choice, pattern=rf"\*|{_MODEL_NAME}")
-_TENANT = Text(what="a tenant's name", check=_check_plain_name, pattern=_PLAIN_NAME)
-_CLASS = Text(what="a class's name", check=_check_plain_name, pattern=_PLAIN_NAME)
+_TENANT = Text(what="a tenant's name", check=check_name, pattern=_PLAIN_NAME)
+_CLASS = Text(what="a class's name", check=check_name, pattern=_PLAIN_NAME)
 _RATIO = Number(unit=units.SHARE_OF_OUTPUT, whole=False, minimum=Decimal(0), maximum=Decimal(1))
 
 

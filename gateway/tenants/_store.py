@@ -14,12 +14,14 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from gateway.policy import check_public_id, hash_key
+from gateway.policy import check_name, check_public_id, hash_key
 
 from ._keys import new_key, new_public_id
 
 KEYS_HASH = "mtok:keys"
 KEYS_CHANGED_CHANNEL = "mtok:keys:changed"
+
+NOTE_CHARACTERS_MAX = 200
 
 CHANGE_ATTEMPTS_MAX = 20
 """Administrators seldom collide; a change that loses this many races meets something else than an administrator."""
@@ -83,8 +85,14 @@ class KeyStore:
     async def create(self, tenant: str, public_id: str | None = None, *, note: str = "") -> IssuedKey:
         """Makes a key. Without `public_id` one is made from the tenant's name.
 
-        Raises `KeyExistsError` for a public id already used, `ValueError` for one that cannot be one.
+        Raises `KeyExistsError` for a public id already used, `ValueError` for one that cannot be one, for a tenant
+        whose name no policy could hold, and for a note that would spoil a list.
         """
+        problem = check_name(tenant)
+        if problem:
+            raise ValueError(f"tenant {tenant[:64]!r} {problem}")
+        if not note.isprintable() or len(note) > NOTE_CHARACTERS_MAX:
+            raise ValueError(f"a note is one line of at most {NOTE_CHARACTERS_MAX} characters")
         if public_id is None:
             public_id = new_public_id(tenant)
         key = new_key(public_id)

@@ -1,0 +1,215 @@
+"""Documents that can be served: what they become, across files, with defaults and exact numbers."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from gateway.policy import (
+    ClassSpec,
+    GpuSpec,
+    KeySpec,
+    LimitsSpec,
+    ModelSpec,
+    PolicyError,
+    PriceSpec,
+    ReplicaSpec,
+    SloSpec,
+    TenantSpec,
+    load,
+)
+from gateway.wire import Usage
+
+SHA = "abcdef7890123456789012345678901234567890123456789012345678901234"
+
+FULL = f"""
+models:
+  tiny:
+    engine: vllm
+    replicas: [{{url: "http://127.0.0.1:9001"}}, {{url: "https://gpu-2:9002/"}}]
+    aliases: [small, vendor/tiny]
+    context_tokens: 4096
+    gpu: {{sku: H100, count: 2}}
+    price: {{output_usd_per_mtok: 0.35, input_ratio: 0.28, cached_ratio: 0.1}}
+tenants:
+  acme:
+    keys: [{{id: acme-ci, sha256: "{SHA.upper()}"}}]
+    models: ["*"]
+    class: interactive
+    limits: {{requests_per_minute: 600, tokens_per_minute: 200_000, concurrent_requests: 32, budget_usd: 50.5,
+             budget_period: day, max_input_tokens: 3000, max_output_tokens: 1000}}
+classes:
+  interactive: {{priority: 10, weight: 1.5, max_wait_s: 0.5, slo: {{ttft_p99_ms: 600, itl_p99_ms: 80}}}}
+"""
+MODEL = 'models: {tiny: {replicas: [{url: "http://a:1"}]}}\n'
+
+
+def directory(tmp_path: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_every_field_becomes_its_value(tmp_path: Path) -> None:
+    """The whole document of the field table, value by value; money and ratios are exact decimals."""
+    policies = load(directory(tmp_path, a=FULL))
+    assert policies.models == {
+        "tiny": ModelSpec(
+            name="tiny",
+            replicas=(ReplicaSpec(url="http://127.0.0.1:9001"), ReplicaSpec(url="https://gpu-2:9002")),
+            aliases=("small", "vendor/tiny"),
+            context_tokens=4096,
+            gpu=GpuSpec(sku="H100", count=2),
+            price=PriceSpec(
+                output_usd_per_mtok=Decimal("0.35"), input_ratio=Decimal("0.28"), cached_ratio=Decimal("0.1")
+            ),
+        )
+    }
+    limits = LimitsSpec(
+        requests_per_minute=600,
+        tokens_per_minute=200_000,
+        concurrent_requests=32,
+        budget_usd=Decimal("50.5"),
+        budget_period="day",
+        max_input_tokens=3000,
+        max_output_tokens=1000,
+    )
+    keys = (KeySpec(id="acme-ci", sha256=SHA),)
+    assert policies.tenants == {"acme": TenantSpec(name="acme", keys=keys, class_name="interactive", limits=limits)}
+    assert policies.classes == {
+        "interactive": ClassSpec(
+            name="interactive",
+            priority=10,
+            weight=Decimal("1.5"),
+            max_wait_s=Decimal("0.5"),
+            slo=SloSpec(ttft_p99_ms=600, itl_p99_ms=80),
+        )
+    }
+
+
+def test_numbers_are_read_from_their_text(tmp_path: Path) -> None:
+    """A price that no float can hold arrives digit by digit."""
+    text = 'models: {m: {replicas: [{url: "http://a:1"}], price: {output_usd_per_mtok: 123456789.123456789012}}}'
+    price = load(directory(tmp_path, a=text)).models["m"].price
+    assert price is not None
+    assert str(price.output_usd_per_mtok) == "123456789.123456789012"
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    """A model needs only replicas, a tenant nothing at all: every model, no limits."""
+    policies = load(directory(tmp_path, a=MODEL + "tenants: {acme: {}}\nclasses: {slow: {}}\n"))
+    assert policies.models["tiny"] == ModelSpec(name="tiny", replicas=(ReplicaSpec(url="http://a:1"),))
+    assert policies.tenants["acme"] == TenantSpec(name="acme")
+    assert policies.tenants["acme"].limits == LimitsSpec()
+    assert policies.classes["slow"] == ClassSpec(name="slow", max_wait_s=Decimal(2))
+    assert policies.class_of(policies.tenants["acme"]) == ClassSpec(name="default")
+
+
+def test_files_are_one_policy_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """Models, tenants and classes may each have their own file, and refer to each other; empty sections say nothing."""
+    files = {
+        "b": "tenants: {acme: {models: [tiny], class: slow}}\nclasses:\n",
+        "a": MODEL.replace("tiny", "other"),
+        "c": MODEL + "classes: {slow: {}}\n",
+        "d": "# only a comment\n",
+    }
+    policies = load(directory(tmp_path, **files))
+    assert list(policies.models) == ["other", "tiny"]
+    assert policies.tenants["acme"].class_name == "slow"
+
+
+def test_files_that_are_no_policies_are_left_alone(tmp_path: Path) -> None:
+    """Editors' hidden files, schemas and directories beside the documents do not matter."""
+    (tmp_path / ".#a.yaml").write_text("not: [yaml")
+    (tmp_path / "schema.json").write_text("{}")
+    (tmp_path / "..data").mkdir()
+    assert list(load(directory(tmp_path, a=MODEL)).models) == ["tiny"]
+
+
+def test_anchors_and_merges_are_yaml_like_any_other(tmp_path: Path) -> None:
+    """Limits written once serve several tenants, and a tenant's own field wins over a merged one."""
+    text = """
+tenants:
+  a: {limits: &usual {requests_per_minute: 600, tokens_per_minute: 1000}}
+  b: {limits: *usual}
+  c: {limits: {<<: *usual, requests_per_minute: 5}}
+"""
+    tenants = load(directory(tmp_path, a=MODEL + text)).tenants
+    assert tenants["b"].limits == LimitsSpec(requests_per_minute=600, tokens_per_minute=1000)
+    assert tenants["c"].limits == LimitsSpec(requests_per_minute=5, tokens_per_minute=1000)
+
+
+def test_the_hash_is_of_the_contents(tmp_path: Path) -> None:
+    """One byte more, a comment even, is another policy; the same bytes are the same one."""
+    first = load(directory(tmp_path, a=MODEL)).sha256
+    assert load(directory(tmp_path, a=MODEL + "# note\n")).sha256 != first
+    policies = load(directory(tmp_path, a=MODEL))
+    assert policies.sha256 == first
+    assert policies.price_epoch == f"policy:{first[:12]}"
+
+
+def test_a_model_answers_to_its_name_and_its_aliases(tmp_path: Path) -> None:
+    """Clients may send either; anything else is no model."""
+    policies = load(directory(tmp_path, a=FULL))
+    tiny = policies.models["tiny"]
+    assert (policies.model_named("tiny"), policies.model_named("vendor/tiny")) == (tiny, tiny)
+    assert policies.model_named("Tiny") is None
+
+
+@pytest.mark.parametrize(("models", "may"), [('["*"]', True), ("[tiny]", True), ("[small]", True), ("[other]", False)])
+def test_a_tenant_may_use_what_its_list_names(tmp_path: Path, models: str, may: bool) -> None:
+    """By name, by alias, or all with a star; nothing else."""
+    text = MODEL.replace("{replicas", "{aliases: [small], replicas", 1).rstrip("\n").rstrip("}")
+    text += '}, other: {replicas: [{url: "http://a:1"}]}}\n' + f"tenants: {{acme: {{models: {models}}}}}\n"
+    policies = load(directory(tmp_path, a=text))
+    tenant = policies.tenants["acme"]
+    assert tenant.may_use(policies.models["tiny"]) is may
+    assert (policies.models["tiny"] in policies.models_of(tenant)) is may
+
+
+def test_prices_are_ready_to_charge(tmp_path: Path) -> None:
+    """Each priced model has a `Price` in the documents' own epoch: 1,000 output tokens cost 350,000 nano-dollars."""
+    policies = load(directory(tmp_path, a=FULL))
+    assert policies.prices["tiny"].cost_nanousd(Usage(output_tokens=1000)) == 350_000
+    assert policies.prices["tiny"].epoch == policies.price_epoch
+
+
+@pytest.mark.parametrize(
+    ("gpu", "hourly"), [("{sku: H100, count: 2}", "5.98"), ("{usd_per_hour: 1.25, count: 4}", "5.00")]
+)
+def test_a_replica_costs_all_its_gpus(tmp_path: Path, gpu: str, hourly: str) -> None:
+    """By the catalogue's price or one's own, times the count."""
+    text = f'models: {{m: {{replicas: [{{url: "http://a:1"}}], gpu: {gpu}}}}}'
+    spec = load(directory(tmp_path, a=text)).models["m"].gpu
+    assert spec is not None
+    assert spec.replica_usd_per_hour() == Decimal(hourly)
+
+
+def test_the_example_is_valid_as_it_stands() -> None:
+    """`policies/` can be served without an edit."""
+    policies = load(Path("policies"))
+    assert list(policies.models) == ["tiny"]
+    assert policies.tenants["acme"].limits.budget_usd == Decimal(50)
+
+
+def test_the_examples_commented_lines_are_valid_too(tmp_path: Path) -> None:
+    """Whoever takes the `#` off an optional line of the example gets a policy that loads."""
+    lines = Path("policies/example.yaml").read_text().splitlines()
+    taken = []
+    for line in lines:
+        body = line.lstrip()
+        optional = body.startswith("# ") and line != body  # comments of the top level are prose
+        taken.append(line[: len(line) - len(body)] + body[2:] if optional else line)
+    text = "\n".join(line for line in taken if "gpu: {sku" not in line)
+    policies = load(directory(tmp_path, a=text))
+    assert policies.models["tiny"].context_tokens == 4096
+    assert policies.models["tiny"].gpu == GpuSpec(usd_per_hour=Decimal("2.99"))
+    assert policies.tenants["batch-team"].class_name == "batch"
+
+
+def test_nothing_is_half_loaded(tmp_path: Path) -> None:
+    """One bad file among good ones refuses them all."""
+    with pytest.raises(PolicyError):
+        load(directory(tmp_path, a=MODEL, b="classes: {slow: {priority: x}}"))
