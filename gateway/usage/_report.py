@@ -1,10 +1,10 @@
-"""The usage report: what a tenant used, what it cost, what is left. Read in one round trip."""
+"""The usage report: what a tenant used, what it cost, what is left. Read in few round trips."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Literal, Protocol, cast
+from typing import Final, Literal, Protocol, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -17,6 +17,10 @@ from gateway.store import BUCKET_SECONDS, BucketSize, StoreUnavailable, TenantKe
 
 from ._limits import BudgetLeft, LimitLeft, limits_left
 from ._query import GroupKey
+
+TRIP_BUCKETS: Final = 200
+"""Buckets of one round trip. Redis' client reads a trip's answers without letting the event loop do anything else:
+1,440 buckets at once held it for 12 ms, measured; most answers fit one trip."""
 
 
 class PriceShown(Protocol):
@@ -98,12 +102,15 @@ async def report(
     keys = TenantKeys(tenant)
     seconds = BUCKET_SECONDS[bucket]
     starts = range(start_s // seconds * seconds, end_s, seconds)
+    answers: list[object] = []
     pipeline = redis.pipeline(transaction=False)
-    for start in starts:
-        pipeline.hgetall(keys.usage(bucket, start))
-    left = limits_left(pipeline, keys, limits, now_s)
     try:
-        answers = cast(list[object], await pipeline.execute())
+        for start in starts:
+            pipeline.hgetall(keys.usage(bucket, start))
+            if len(pipeline) == TRIP_BUCKETS:
+                answers += cast(list[object], await pipeline.execute())
+        left = limits_left(pipeline, keys, limits, now_s)
+        answers += cast(list[object], await pipeline.execute())
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis did not answer: {error}") from error
     totals = _Sums()

@@ -1,0 +1,54 @@
+"""A wire between a client and Valkey that a test can cut, mute or stall."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+
+class Wire:
+    """`lose_replies` and `stall` hold until unset; `requests` counts reads from clients."""
+
+    def __init__(self, server_path: str) -> None:
+        self._server_path = server_path
+        self.lose_replies = False
+        self.stall = False
+        self.cut = False
+        self.requests = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.cut:
+            writer.transport.abort()
+            return
+        server_reader, server_writer = await asyncio.open_unix_connection(self._server_path)
+
+        async def answers() -> None:
+            while data := await server_reader.read(65536):
+                if self.stall:
+                    continue
+                if self.lose_replies:  # Valkey has done it, but nobody hears of it
+                    writer.transport.abort()
+                    return
+                writer.write(data)
+
+        answering = asyncio.ensure_future(answers())
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                self.requests += 1
+                server_writer.write(data)
+        answering.cancel()
+        server_writer.close()
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def wire(valkey_url: str, path: Path) -> AsyncIterator[tuple[Wire, str]]:
+    """A wire to the Valkey at `valkey_url`, and the URL of its other end."""
+    between = Wire(valkey_url.removeprefix("unix://"))
+    server = await asyncio.start_unix_server(between.serve, path)
+    try:
+        yield between, f"unix://{path}"
+    finally:
+        server.close()
