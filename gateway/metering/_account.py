@@ -20,6 +20,7 @@ from gateway.store import (
     CALL_MAX,
     DIMENSIONS,
     EXACT_MAX,
+    PER_MINUTE_MAX,
     AccountLimits,
     Booking,
     Call,
@@ -130,6 +131,10 @@ class TenantAccount:
         self._unbooked.append(_Entry(event, _encode_event(event), lease))
         self._wake(self)
         return True
+
+    def forget(self, lease: Lease) -> None:
+        """Leaves `lease` to expire: its settlement will not be booked."""
+        self._held.pop(lease.member, None)
 
     def booked(self) -> asyncio.Future[None]:
         """Done when everything to book now is booked, or Redis turned out to be away."""
@@ -243,8 +248,8 @@ class TenantAccount:
             limits = self._limits
             self._period = period_at(limits.budget_period, now_s)
             self._compiled = AccountLimits(
-                requests_per_minute=_or_unlimited(limits.requests_per_minute),
-                tokens_per_minute=_or_unlimited(limits.tokens_per_minute),
+                requests_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.requests_per_minute)),
+                tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.tokens_per_minute)),
                 concurrent_requests=_or_unlimited(limits.concurrent_requests),
                 budget_nanousd=-1 if limits.budget_usd is None else nanousd_of_usd(limits.budget_usd),
                 period=self._period.name,

@@ -178,6 +178,8 @@ class Ledger:
         account = self._account(event.tenant)
         if self._closed or account.unbooked >= self._settings.unbooked_max:
             self._give_up(msgspec.json.encode(event))
+            if lease is not None:
+                account.forget(lease)
             return
         if not account.book(event, lease):
             log.error("Request %s of %s was settled twice; the second changes nothing", event.id, event.tenant)

@@ -154,6 +154,28 @@ async def test_what_cannot_be_booked_at_the_end_is_in_the_log(
         await ledger.reserve(tenant(), Ask("r", 0, 0))
 
 
+async def test_more_events_than_memory_is_meant_to_hold_go_to_the_log(
+    redis: Redis, valkey_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """During a long outage the oldest `unbooked_max` events wait; later ones are in the log, whole."""
+    settings = LedgerSettings(call_timeout_s=0.1, unbooked_max=2)
+    async with (
+        wire(valkey_url, tmp_path / "wire.sock") as (between, url),
+        client(url) as far,
+        Ledger(far, settings=settings, now_ms=ManualClock()) as ledger,
+    ):
+        grants = [await admitted(ledger, f"r{i}") for i in range(3)]
+        between.cut = between.lose_replies = True
+        with caplog.at_level(logging.CRITICAL):
+            for i, grant in enumerate(grants):
+                await ledger.settle(event(f"r{i}", cost_nanousd=1), grant.lease)
+        assert '"id":"r2"' in caplog.text
+        assert (ledger.statistics().unbooked, ledger.statistics().given_up, ledger.statistics().leases) == (2, 1, 2)
+        between.cut = between.lose_replies = False
+        await booked(ledger)
+        assert await money(redis) == (2, 100)
+
+
 async def test_stopping_books_what_is_left(redis: Redis) -> None:
     """Leaving the block waits for settlements nobody waited for."""
     async with Ledger(redis, now_ms=ManualClock()) as ledger:
