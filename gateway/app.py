@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger
 from gateway.policy import Policies
 from gateway.pricing import Price
+from gateway.relay import Message, Receive, Send
 from gateway.settings import Settings
 from gateway.store import client
 from gateway.telemetry import Metrics
@@ -22,6 +24,8 @@ from gateway.tenants import KeyDirectory
 from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
+
+METRICS_FLUSH_S = 1.0
 
 
 class Gateway:
@@ -33,7 +37,13 @@ class Gateway:
         self._settings = settings
         self._redis_url = redis_url
         self._lifecycle: Lifecycle | None = None
-        self.asgi = Router([], redirect_slashes=False, default=unknown, lifespan=self._lifespan)
+        self._relayed: dict[str, Relayed] = {}
+        self._pages = Router([], redirect_slashes=False, default=unknown, lifespan=self._lifespan)
+
+    async def asgi(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The ASGI app. Paths that go to engines are fixed, so a dictionary finds them; Starlette routes the rest."""
+        relayed = self._relayed.get(scope.get("path", ""))
+        await (relayed or self._pages)(scope, receive, send)
 
     @property
     def draining(self) -> bool:
@@ -79,10 +89,10 @@ class Gateway:
                 clock=clock,
                 settings=settings,
             )
-            metrics.before_scrape(lambda: _refresh(metrics, fleet, ledger))
+            metrics.before_flush(lambda: _refresh(metrics, fleet, ledger))
             pages = Pages(lifecycle, redis)
-            self.asgi.routes[:] = [
-                *(Route(endpoint.value, Relayed(lifecycle, endpoint)) for endpoint in Endpoint),
+            self._relayed.update({endpoint.value: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
+            self._pages.routes[:] = [
                 Route("/v1/models", Page(pages.models)),
                 Route("/v1/models/{name:path}", Page(pages.model)),
                 Route("/v1/usage", Page(pages.usage)),
@@ -90,6 +100,8 @@ class Gateway:
                 Route("/readyz", Page(pages.readyz)),
                 Route("/metrics", Page(pages.metrics)),
             ]
+            flushing = asyncio.create_task(_flush(metrics), name="metrics")
+            stack.callback(flushing.cancel)
             log.info("serving %d models to %d tenants", len(policies.models), len(policies.tenants))
             yield
             log.info("stopping")
@@ -99,3 +111,9 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger) -> None:
     for replica in fleet.replicas:
         metrics.replica_healthy.labels(replica.name).set(replica.healthy)
     metrics.unsettled.set(ledger.statistics().unbooked)
+
+
+async def _flush(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(METRICS_FLUSH_S)
+        metrics.flush()

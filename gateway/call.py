@@ -6,6 +6,8 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from gateway import refusals
 from gateway.admission import Ask, Denial, Lease, ratelimit_headers, refusal
 from gateway.clock import Clock
@@ -62,8 +64,7 @@ class Call:
         )
 
 
-@dataclass(slots=True, frozen=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How a request ended. `code` is the error's, if there was one."""
 
     status: Status
@@ -107,11 +108,11 @@ class Reservation:
             raise Refused(refusal(decision))
         self._lease = decision.lease
         self._call.admitted_ms = self._clock.now_ms()
-        self._metrics.in_flight.inc()
+        self._metrics.running += 1
         return self
 
     async def settle(self, outcome: Outcome) -> None:
-        """Books what was used and gives back the rest. Shielded: a cancelled request is booked all the same."""
+        """Books what was used and gives back the rest. A caller cancelled while it waits has booked all the same."""
         if self._lease is None:
             return
         lease, self._lease = self._lease, None
@@ -122,9 +123,9 @@ class Reservation:
             price_epoch=self._price.epoch if self._price is not None else "",
         )
         self._metrics.count(event)
-        await asyncio.shield(self._ledger.settle(event, lease))
+        await self._ledger.settle(event, lease)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._metrics.in_flight.dec()
+        self._metrics.running -= 1
         code = "cancelled" if kind is asyncio.CancelledError else "internal_error"
         await self.settle(Outcome("upstream_lost", code=code))

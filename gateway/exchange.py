@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from gateway import refusals
 from gateway.call import Call, Outcome, Reservation
@@ -31,8 +32,7 @@ from gateway.wire import NO_USAGE, RequestView, StreamScanner, Usage, engine_ref
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Exchange:
+class Exchange(Struct, frozen=True, kw_only=True):
     """One request at the engines. `body` is what they get; `passed_on` holds whole header lines for them."""
 
     call: Call

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from gateway import refusals
 from gateway.admission import Ask
@@ -45,9 +46,13 @@ log = logging.getLogger(__name__)
 DEFAULT_OUTPUT_TOKENS = 512
 """Tokens/min held for an answer whose client named no bound; the difference is settled when it is known."""
 
+DISCONNECT = "mtok.disconnect"
+"""The ASGI extension by which the server takes a callback for the client's disconnect; see serving/_cycle.py."""
+
+_ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 _STREAM_OPTIONS = b'"stream_options":{"include_usage":true,"continuous_usage_stats":true}'
-_PASSED_ON = (b"traceparent", b"tracestate", b"endpoint-load-metrics-format")
+_PASSED_ON = frozenset({b"traceparent", b"tracestate", b"endpoint-load-metrics-format"})
 
 
 class Lifecycle:
@@ -107,7 +112,7 @@ class Lifecycle:
             async with self._reserve(
                 call, identity.tenant, view=view, model=model, limits=limits, size=size
             ) as reservation:
-                with self._watched(receive) as watch:
+                with self._watched(scope["extensions"][DISCONNECT]) as watch:
                     exchange = Exchange(
                         call=call,
                         view=view,
@@ -192,8 +197,8 @@ class Lifecycle:
         return Reservation(call, tenant, ask, price, ledger=self.ledger, metrics=self.metrics, clock=self.clock)
 
     @contextlib.contextmanager
-    def _watched(self, receive: Receive) -> Iterator[ClientWatch]:
-        watch = ClientWatch(receive)
+    def _watched(self, when_gone: Callable[[Callable[[], None]], None]) -> Iterator[ClientWatch]:
+        watch = ClientWatch(when_gone)
         self._running.add(watch)
         try:
             yield watch
@@ -216,7 +221,7 @@ class Lifecycle:
 def request_id(headers: Mapping[bytes, bytes]) -> str:
     """The client's id if it is a sane one, else a new one."""
     given = headers.get(b"x-request-id")
-    return given.decode() if given is not None and _SANE_ID(given) else secrets.token_hex(16)
+    return given.decode() if given is not None and _SANE_ID(given) else f"{_ids.getrandbits(128):032x}"
 
 
 def _context_limits(tenant: TenantSpec, model: ModelFleet) -> ContextLimits:
@@ -237,7 +242,9 @@ def _likely_tokens(view: RequestView, size: PromptSize, answers_most: int, per_m
 
 def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
     """The client's headers that are the engine's business."""
-    return b"".join(b"%b: %b\r\n" % (name, given[name]) for name in _PASSED_ON if name in given)
+    if _PASSED_ON.isdisjoint(given):
+        return b""
+    return b"".join(b"%b: %b\r\n" % (name, given[name]) for name in sorted(_PASSED_ON) if name in given)
 
 
 def _engine_body(view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from gateway.errors import Refusal
 from gateway.wire import RequestView
@@ -15,8 +15,7 @@ BYTES_PER_TOKEN = 4
 """English text in a vocabulary of 32k to 128k: the usual estimate, where nothing hangs on it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextLimits:
+class ContextLimits(Struct, frozen=True, kw_only=True, gc=False):
     """What a request must stay below, in tokens; None: unlimited. `context` binds each prompt with its answer."""
 
     context: int | None
@@ -24,8 +23,7 @@ class ContextLimits:
     output_max: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSize:
+class PromptSize(Struct, frozen=True, kw_only=True, gc=False):
     """Prompt tokens of one request: all prompts together, and the longest of them. `exact`: counted by the engine."""
 
     total: int

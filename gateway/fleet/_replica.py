@@ -25,6 +25,8 @@ class Replica:
     """
 
     def __init__(self, url: str) -> None:
+        """Made inside the event loop it is used from."""
+        self._loop = asyncio.get_running_loop()
         parts = urlsplit(url)
         assert parts.hostname is not None
         self.url = url
@@ -46,15 +48,19 @@ class Replica:
             b"x-request-id: %b\r\ncontent-length: %d\r\n%b\r\n"
         ) % (path.encode(), self._host_header, request_id, length, extra)
 
-    async def acquire(self) -> Connection:
-        """A connection ready to send, kept alive or new. Raises `ConnectFailed`."""
-        loop = asyncio.get_running_loop()
+    def take_idle(self) -> Connection | None:
+        """A connection kept alive and still good, or None: then `connect`."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.lost and loop.time() - connection.active_at < IDLE_TTL_S:
+            if not connection.lost and self._loop.time() - connection.active_at < IDLE_TTL_S:
                 self._busy.add(connection)
                 return connection
             connection.abort()
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection. Raises `ConnectFailed`."""
+        loop = self._loop
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(
@@ -69,7 +75,7 @@ class Replica:
         """Takes a connection back: kept if its exchange is complete, closed otherwise."""
         self._busy.discard(connection)
         if connection.complete and connection.reusable and not connection.lost:
-            connection.active_at = asyncio.get_running_loop().time()
+            connection.active_at = self._loop.time()
             self._idle.append(connection)
         else:
             connection.abort()

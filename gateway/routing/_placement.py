@@ -76,7 +76,9 @@ def choose(chain: Sequence[int], index: PrefixIndex, targets: Sequence[T]) -> T:
 
 
 def _load_bound(targets: Sequence[Target]) -> int:
-    total = sum(target.in_flight for target in targets) + 1
+    total = 1
+    for target in targets:
+        total += target.in_flight
     return max(LOAD_FREE, -int(-LOAD_FACTOR * total // len(targets)))
 
 

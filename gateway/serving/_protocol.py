@@ -10,18 +10,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway import refusals
 from gateway.errors import Refusal
+from gateway.lifecycle import DISCONNECT
+
+from ._cycle import Cycle
 
 MAX_HEAD_BYTES = 64 * 1024
 LINGER_S = 1.0
 LINGER_BYTES = 1024 * 1024
 
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _MALFORMED = Refusal(status=400, code="malformed_http", message="The request is not valid HTTP/1.1.")
 _HEAD_TOO_LARGE = Refusal(
     status=431, code="headers_too_large", message=f"The headers are larger than {MAX_HEAD_BYTES} bytes. Send fewer."
@@ -29,9 +36,14 @@ _HEAD_TOO_LARGE = Refusal(
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One client connection."""
+    """One client connection.
+
+    It has one timer for everything that may take too long (a request arriving, a body being discarded, an idle
+    connection), set anew only when it fires too early: a request that arrives at once costs no timer at all.
+    """
 
     read_timeout_s = 30.0
+    cycle: Cycle  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -46,15 +58,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._discarded_bytes = 0
         self._lingers = False
-        self._deadline: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(self.read_timeout_s, self._too_late)
+        self._due_in(self.read_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
+        self.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.cycle is not None:
+            self.cycle.gone()
+        for cycle, _ in self.pipeline:
+            cycle.gone()  # type: ignore[attr-defined]
+        self.flow.resume_writing()
+        self.parser = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._lingers:
@@ -64,43 +84,96 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
         if self._in_head:
             self._head_bytes += len(data)
-            self._arriving = True
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.answer_and_close(_MALFORMED)
+            return
+        except httptools.HttpParserUpgrade:
+            pass  # no other protocol is spoken here; the request is answered as it stands
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._answer_and_close(_HEAD_TOO_LARGE)
-        elif self._arriving and self._deadline is None and not self.transport.is_closing():
-            self._deadline = self.loop.call_later(self.read_timeout_s, self._too_late)
+            self.answer_and_close(_HEAD_TOO_LARGE)
+        elif self._head_bytes and not self._arriving and self._in_head:
+            self._arriving = True
+            self._due_in(self.read_timeout_s)
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._arriving = True
+        if self._due_s is None:
+            self._due_in(self.read_timeout_s)
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
         self._in_head = False
+        http_version = self.parser.get_http_version()
+        url = self.url
+        if url[:1] == b"/" and b"?" not in url and b"%" not in url:
+            raw_path, query = url, b""
+            path = url.decode("ascii")
+        else:
+            parsed = httptools.parse_url(url)
+            raw_path, query = parsed.path or b"/", parsed.query or b""
+            path = unquote(raw_path.decode("ascii"))
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": http_version,
+            "method": self.parser.get_method().decode("ascii"),
+            "scheme": self.scheme,
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": self.headers,
+            "client": self.client,
+            "server": self.server,
+        }
+        before = self.cycle
+        cycle = Cycle(self, scope, keep_alive=http_version != "1.0" and self.parser.should_keep_alive())
+        cycle.expects_continue = self.expect_100_continue
+        scope["extensions"] = {DISCONNECT: cycle.call_when_gone}
+        self.cycle = cycle
+        if before is None or before.response_complete:
+            self._start(cycle)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body.append(body)
+        if len(body) > HIGH_WATER_LIMIT or len(cycle.body) > 1:
+            self.flow.pause_reading()
+        cycle.wake()
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._disarm()
+        self.cycle.more_body = False
+        self.cycle.wake()
         self._arriving = self._lingers = False
         self._in_head = True
         self._head_bytes = 0
+        self._due_s = None
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._arriving and not self._in_head and not self.transport.is_closing():
-            self._disarm()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self._arriving and not self._in_head:
             self._lingers = True
             self._discarded_bytes = 0
-            self._deadline = self.loop.call_later(LINGER_S, self.transport.close)
-
-    def send_400_response(self, msg: str) -> None:
-        self._answer_and_close(_MALFORMED)
-
-    def _too_late(self) -> None:
-        self._deadline = None
-        if self._arriving:
-            self._answer_and_close(refusals.body_too_slow(self.read_timeout_s))
+            self._due_in(LINGER_S)
+        elif self.pipeline:
+            cycle, _ = self.pipeline.pop()
+            self._start(cycle)  # type: ignore[arg-type]
         else:
-            self.transport.close()
+            self._due_in(self.timeout_keep_alive)
 
-    def _answer_and_close(self, refusal: Refusal) -> None:
+    def answer_and_close(self, refusal: Refusal) -> None:
         """Answers what never reached the application, unless an answer is already on its way."""
         if self.transport.is_closing():
             return
@@ -116,7 +189,24 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(b"".join(head) + content)
         self.transport.close()
 
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _start(self, cycle: Cycle) -> None:
+        cycle.task = task = self.loop.create_task(cycle.run(self.app))
+        self.tasks.add(task)
+
+    def _due_in(self, seconds: float) -> None:
+        self._due_s = due_s = self.loop.time() + seconds
+        if self._timer is None or self._timer.when() > due_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_at(due_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._due_s is None:
+            return
+        if self._due_s > self.loop.time() + 0.001:
+            self._timer = self.loop.call_at(self._due_s, self._on_timer)
+        elif self._arriving and not self._lingers:
+            self.answer_and_close(refusals.body_too_slow(self.read_timeout_s))
+        else:
+            self.transport.close()

@@ -1,4 +1,8 @@
-"""Prometheus metrics of one worker. Children are kept, not looked up: `labels()` costs three times an `inc()`."""
+"""Prometheus metrics of one worker. The hot path adds to plain integers, which are passed on about once a second:
+
+a prometheus_client counter costs 0.6 µs an `inc()` with its child kept, 1.9 µs with its child looked up, and a request
+has seven of them.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,34 @@ from gateway.metering import UsageEvent
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-class _Children:
-    """The metric children of one (tenant, model, endpoint, status, code)."""
+class _Tally:
+    """What requests of one (tenant, model, endpoint, status, code) have added since it was last passed on."""
 
-    __slots__ = ("cached", "cost", "input", "output", "requests", "seconds", "ttft")
+    __slots__ = ("cached", "children", "cost_nanousd", "input", "output", "requests", "seconds", "ttft")
 
     def __init__(self, metrics: Metrics, event: UsageEvent) -> None:
         who = (event.tenant, event.model)
-        self.requests = metrics.requests.labels(*who, event.endpoint, event.status, event.code)
-        self.input = metrics.tokens.labels(*who, "input")
-        self.cached = metrics.tokens.labels(*who, "input_cached")
-        self.output = metrics.tokens.labels(*who, "output")
-        self.cost = metrics.cost.labels(*who)
+        self.children = (
+            metrics.requests.labels(*who, event.endpoint, event.status, event.code),
+            metrics.tokens.labels(*who, "input"),
+            metrics.tokens.labels(*who, "input_cached"),
+            metrics.tokens.labels(*who, "output"),
+            metrics.cost.labels(*who),
+        )
         self.ttft = metrics.ttft.labels(event.model)
         self.seconds = metrics.seconds.labels(event.model)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.requests = self.input = self.cached = self.output = self.cost_nanousd = 0
+
+    def flush(self) -> None:
+        """Passes the sums on."""
+        if self.requests:
+            sums = (self.requests, self.input, self.cached, self.output, self.cost_nanousd / 1e9)
+            for child, value in zip(self.children, sums, strict=True):
+                child.inc(value)
+            self._reset()
 
 
 class Metrics:
@@ -81,37 +99,42 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._children: dict[tuple[str, str, str, str, str], _Children] = {}
-        self._before_scrape: list[Callable[[], None]] = []
+        self.running = 0
+        """Requests being relayed, as a plain number."""
+        self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}
+        self._before_flush: list[Callable[[], None]] = []
 
-    def before_scrape(self, refresh: Callable[[], None]) -> None:
-        """Has `refresh` set gauges just before they are read."""
-        self._before_scrape.append(refresh)
+    def before_flush(self, refresh: Callable[[], None]) -> None:
+        """Has `refresh` set gauges just before they are passed on."""
+        self._before_flush.append(refresh)
 
     def count(self, event: UsageEvent) -> None:
-        """Counts one finished or refused request."""
+        """Counts one finished or refused request. Its sums are passed on by `flush`."""
         key = (event.tenant, event.model, event.endpoint, event.status, event.code)
-        children = self._children.get(key)
-        if children is None:
-            children = self._children[key] = _Children(self, event)
-        children.requests.inc()
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = _Tally(self, event)
         usage = event.usage
-        if usage.input_tokens:
-            children.input.inc(usage.input_tokens)
-            if usage.input_cached_tokens:
-                children.cached.inc(usage.input_cached_tokens)
-        if usage.output_tokens:
-            children.output.inc(usage.output_tokens)
-        if event.cost_nanousd:
-            children.cost.inc(event.cost_nanousd / 1e9)
+        tally.requests += 1
+        tally.input += usage.input_tokens
+        tally.cached += usage.input_cached_tokens
+        tally.output += usage.output_tokens
+        tally.cost_nanousd += event.cost_nanousd
         if event.first_token_ms:
-            children.ttft.observe((event.first_token_ms - event.arrived_ms) / 1000)
-            children.seconds.observe((event.ended_ms - event.arrived_ms) / 1000)
+            tally.ttft.observe((event.first_token_ms - event.arrived_ms) / 1000)
+            tally.seconds.observe((event.ended_ms - event.arrived_ms) / 1000)
+
+    def flush(self) -> None:
+        """Passes on what has been counted, for other workers to show; call it about once a second."""
+        self.in_flight.set(self.running)
+        for tally in self._tallies.values():
+            tally.flush()
+        for refresh in self._before_flush:
+            refresh()
 
     def exposition(self) -> bytes:
-        """Prometheus text of all workers."""
-        for refresh in self._before_scrape:
-            refresh()
+        """Prometheus text of all workers; other workers' numbers are as old as their last `flush`."""
+        self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
         shared = CollectorRegistry()

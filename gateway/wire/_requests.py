@@ -7,7 +7,6 @@ the body that reaches the engine is the client's own.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any
 
@@ -56,8 +55,7 @@ _OUTPUT_FIELD = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestView:
+class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     """What one request asks for.
 
     `prompt` holds the raw JSON the prompt is made of, most stable part first: input of the prefix chain and an upper
