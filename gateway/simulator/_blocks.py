@@ -20,10 +20,15 @@ from collections.abc import Sequence
 KEY_SEED = 0x6D746F6B
 
 
-def chain_keys(ids: Sequence[int], block_size: int, salt: str = "") -> list[int]:
-    """One key for each full block of `ids`, each depending on all tokens before; a salt keeps tenants' caches apart."""
+def root_key(salt: str) -> int:
+    """The key before the first block; a salt keeps tenants' caches apart."""
     # str hashes change with the process, so a salt enters as the integer of its bytes.
-    key = hash((KEY_SEED, int.from_bytes(salt.encode(), "big")))
+    return hash((KEY_SEED, int.from_bytes(salt.encode("utf-8", "surrogatepass"), "big")))
+
+
+def chain_keys(ids: Sequence[int], block_size: int, salt: str = "") -> list[int]:
+    """One key for each full block of `ids`, each depending on the salt and all tokens before."""
+    key = root_key(salt)
     keys = []
     for end in range(block_size, len(ids) + 1, block_size):
         key = hash((key, tuple(ids[end - block_size : end])))

@@ -54,10 +54,11 @@ def forced_tool(body: Body) -> str | None:
         for tool in cast("Sequence[Body]", body.get("tools") or [])
         if isinstance(tool, dict) and isinstance(tool.get("function"), dict)
     ]
-    wanted = names[0] if names else ""
-    if isinstance(choice, dict):
-        wanted = str(cast("Body", choice.get("function") or {}).get("name"))
-    if wanted not in names:
+    function = choice.get("function") if isinstance(choice, dict) else None
+    if choice == "required" and names:
+        return names[0]
+    wanted = str(function.get("name")) if isinstance(function, dict) else str(choice)
+    if wanted not in names or not isinstance(function, dict):
         raise ApiError(400, f"Tool '{wanted}' has not been passed in `tools`.", param="tool_choice")
     return wanted
 
@@ -85,6 +86,7 @@ class Chat:
         identity = request_id(exchange)
         flight = await self.replica.generate([ids], sampling, identity)
         answer = _ChatAnswer(self.replica, sampling, identity, ids, tool)
+        answer.required = body.get("tool_choice") == "required"
         if sampling.stream:
             await stream(self.replica, exchange, flight, answer.events(flight))
         elif await settled(self.replica, exchange, flight):
@@ -99,6 +101,7 @@ class _ChatAnswer:
         self.profile = replica.profile
         self.ids = ids
         self.tool = tool
+        self.required = False
         self.identity = f"chatcmpl-{identity}"
         self.created = int(time.time())
         self._calls: dict[int, str] = {}
@@ -134,7 +137,7 @@ class _ChatAnswer:
             "index": sample.index,
             "message": message,
             "logprobs": chat_logprobs(delta.ids, self.sampling.logprobs),
-            "finish_reason": delta.finish_reason,
+            "finish_reason": self._finish(delta),
             "stop_reason": delta.stop_reason,
             "token_ids": delta.ids if self.sampling.return_token_ids else None,
             "routed_experts": None,
@@ -173,7 +176,7 @@ class _ChatAnswer:
         return self._event([choice], usage, {"prompt_token_ids": ids, "prompt_text": None})
 
     def _chunk(self, sample: Sample, delta: Delta, *, last: bool) -> bytes:
-        ended = delta.finish_reason
+        ended = self._finish(delta)
         choice: dict[str, Json] = {
             "index": sample.index,
             "delta": self._delta(sample, delta),
@@ -186,6 +189,10 @@ class _ChatAnswer:
         usage = usage_json(sample.prompt_tokens, sample.taken) if self.sampling.continuous_usage else None
         alone = last and not self.sampling.include_usage
         return self._event([choice], usage, {"system_fingerprint": self.profile.fingerprint} if alone else {})
+
+    def _finish(self, delta: Delta) -> str | None:
+        """As vLLM: a required call that ended by itself says so, a named one just stops."""
+        return "tool_calls" if self.required and delta.finish_reason == "stop" else delta.finish_reason
 
     def _delta(self, sample: Sample, delta: Delta) -> Json:
         if not self.tool:

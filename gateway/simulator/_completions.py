@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import cast
 
 from ._driver import Flight
 from ._errors import ApiError, Invalid
@@ -58,13 +57,12 @@ class Completions:
 
     async def __call__(self, exchange: Exchange, body: Body) -> None:
         """Continue each prompt."""
-        check_types(body, {"prompt": ""})
+        check_types(body, {"prompt": ""}, {"logprobs": "int"})
         asked = integer(body, "max_tokens")
-        logprobs = body.get("logprobs")
         sampling = Sampling.read(
             body,
             max_tokens=DEFAULT_MAX_TOKENS if asked is None else asked,
-            logprobs=None if logprobs is None else int(cast("int", logprobs)),
+            logprobs=integer(body, "logprobs"),
         )
         self.replica.check_model(body)
         prompts = read_prompts(self.replica, body)

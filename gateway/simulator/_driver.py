@@ -79,11 +79,14 @@ class Driver:
 
     async def api_delay(self, prompt_tokens: int) -> None:
         """Wait as long as the API server takes for that many prompt tokens and the requests before."""
-        times, speed = self.profile.api, self.profile.speed
+        times = self.profile.api
+        await self.api_work(times.serial_ms + times.per_prompt_kt_ms * prompt_tokens / 1000.0, times.fixed_ms)
+
+    async def api_work(self, serial_ms: float, fixed_ms: float = 0.0) -> None:
+        """Wait for work that the API server does for one request after the other, and for what comes on top."""
         now = asyncio.get_running_loop().time()
-        work_s = (times.serial_ms + times.per_prompt_kt_ms * prompt_tokens / 1000.0) / 1000.0 / speed
-        self._api_free_s = max(self._api_free_s, now) + work_s
-        delay = self._api_free_s - now + times.fixed_ms / 1000.0 / speed
+        self._api_free_s = max(self._api_free_s, now) + serial_ms / 1000.0 / self.profile.speed
+        delay = self._api_free_s - now + fixed_ms / 1000.0 / self.profile.speed
         if delay > 0:
             await asyncio.sleep(delay)
 

@@ -12,6 +12,11 @@ from ._json import Json
 
 Body = Mapping[str, Json]
 
+MAX_LOGPROBS = 20
+"""vLLM's default `--max-logprobs`."""
+MAX_N = 1024
+"""Samples of one prompt; a bound, since each is a sequence of its own."""
+
 _KINDS: dict[str, tuple[type | tuple[type, ...], str, str]] = {
     "str": (str, "string_type", "Input should be a valid string"),
     "list": (list, "list_type", "Input should be a valid list"),
@@ -20,6 +25,7 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str, str]] = {
     "bool": (bool, "bool_type", "Input should be a valid boolean"),
     "dict": (dict, "dict_type", "Input should be a valid dictionary"),
 }
+_NONE: Mapping[str, str] = {}
 _FIELDS = {
     "model": "str",
     "max_tokens": "int",
@@ -55,7 +61,7 @@ def load_body(raw: bytes) -> Body:
         raise Invalid(
             "json_invalid", ("body", error.pos), "JSON decode error", {}, f", 'ctx': {{'error': {error.msg!r}}}"
         ) from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not UTF-8, a number of thousands of digits, nested without end
         raise ApiError(400, "There was an error parsing the body", kind="Bad Request") from None
     if not isinstance(value, dict):
         raise Invalid(
@@ -67,16 +73,16 @@ def load_body(raw: bytes) -> Body:
     return value
 
 
-def check_types(body: Body, required: Mapping[str, str]) -> None:
-    """Missing fields first, then types, as far as the simulator reads them."""
+def check_types(body: Body, required: Mapping[str, str], optional: Mapping[str, str] = _NONE) -> None:
+    """Missing fields first, then types, as far as the simulator reads them; `optional` adds an endpoint's own."""
     for name, kind in required.items():
         if body.get(name) is None:
-            if name in body:
+            if name in body and kind:
                 _check(body, name, kind)
             raise Invalid("missing", ("body", name), "Field required", dict(body))
         if kind:
             _check(body, name, kind)
-    for name, kind in _FIELDS.items():
+    for name, kind in {**_FIELDS, **optional}.items():
         if body.get(name) is not None:
             _check(body, name, kind)
 
@@ -96,6 +102,9 @@ def _check(body: Body, name: str, kind: str) -> None:
             wrong = False
     if wrong:
         raise Invalid(error, ("body", name), text, value)
+
+    if name == "stop_token_ids" and (bad := [one for one in cast("list[Json]", value) if type(one) is not int]):
+        raise Invalid("int_type", ("body", name, cast("list[Json]", value).index(bad[0])), _KINDS["int"][2], bad[0])
 
 
 _PARSED = {"int": "an integer", "float": "a number"}
@@ -138,6 +147,14 @@ class Sampling:
         n = integer(body, "n")
         if n is not None and n < 1:
             raise ApiError(400, f"n must be at least 1, got {n}.", late=True)
+        if n is not None and n > MAX_N:
+            raise ApiError(400, f"n must be at most {MAX_N}, got {n}.", late=True)
+        if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
+            raise ApiError(
+                400,
+                f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {MAX_LOGPROBS}",
+                param="logprobs",
+            )
         if max_tokens is not None and max_tokens < 1:
             raise out_of_range("max_tokens", "at least 1", max_tokens)
         temperature = body.get("temperature")

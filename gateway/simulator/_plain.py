@@ -50,6 +50,7 @@ class Plain:
     async def metrics(self, exchange: Exchange) -> None:
         """Process, engine and HTTP families."""
         replica = self.replica
+        await replica.driver.api_work(replica.profile.api.metrics_ms)
         process = generate_latest(self._registry).decode().splitlines()
         # Several replicas may share a process here; each was started when it was made.
         lines = [
@@ -110,9 +111,9 @@ class Plain:
         check_types(body, {"tokens": "list"})
         self.replica.check_model(body)
         ids = cast("list[int]", body["tokens"])
-        wrong = next((one for one in ids if not isinstance(one, int)), None)
-        if wrong is not None:
-            raise Invalid("int_type", ("body", "tokens", ids.index(wrong)), "Input should be a valid integer", wrong)
+        for place, one in enumerate(ids):
+            if type(one) is not int:
+                raise Invalid("int_type", ("body", "tokens", place), "Input should be a valid integer", one)
         await exchange.answer_json({"prompt": self.replica.tokenizer.decode(ids)})
 
     async def embeddings(self, exchange: Exchange, body: Body) -> None:

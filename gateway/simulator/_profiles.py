@@ -88,6 +88,8 @@ class ApiTimes:
     fixed_ms: float = 1.5
     serial_ms: float = 0.7
     per_prompt_kt_ms: float = 0.4
+    metrics_ms: float = 11.0
+    """One read of `/metrics` (measured 11 to 15, more under load), during which the process does nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +120,20 @@ class Profile:
     fingerprint: str = "vllm-0.24.0-e4c7a98d"
 
     def __post_init__(self) -> None:
-        """Refuse what vLLM itself refuses at start."""
-        assert self.max_num_batched_tokens >= self.max_num_seqs, "vLLM: max_num_batched_tokens >= max_num_seqs"
-        assert self.block_size > 0
-        assert self.speed > 0
-        assert self.max_model_len <= (self.kv_blocks - 1) * self.block_size, "one request of full length must fit"
+        """Refuse what vLLM itself refuses at start: ValueError, with what to change."""
+        capacity = (self.kv_blocks - 1) * self.block_size
+        if min(self.block_size, self.speed, self.max_num_seqs, self.max_model_len - 1, capacity) <= 0:
+            raise ValueError("block size, speed, max_num_seqs, context and KV blocks must be positive")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
+                f"max_num_seqs {self.max_num_seqs}"
+            )
+        if self.max_model_len > capacity:
+            raise ValueError(
+                f"a context of {self.max_model_len} tokens does not fit {self.kv_blocks} KV blocks of "
+                f"{self.block_size}, one of which is reserved: more blocks, or a context of at most {capacity}"
+            )
 
     def override(
         self,
@@ -132,6 +143,8 @@ class Profile:
         max_num_seqs: int | None = None,
         kv_blocks: int | None = None,
         speed: float | None = None,
+        long_prefill_token_threshold: int | None = None,
+        max_num_batched_tokens: int | None = None,
     ) -> Profile:
         """The same engine with other limits; what is None stays. A smaller cache shortens the context to what fits."""
         blocks = kv_blocks or self.kv_blocks
@@ -141,7 +154,12 @@ class Profile:
             model=model or self.model,
             max_model_len=length,
             max_num_seqs=max_num_seqs or self.max_num_seqs,
-            max_num_batched_tokens=max(self.max_num_batched_tokens, max_num_seqs or 0),
+            max_num_batched_tokens=max_num_batched_tokens or max(self.max_num_batched_tokens, max_num_seqs or 0),
+            long_prefill_token_threshold=(
+                self.long_prefill_token_threshold
+                if long_prefill_token_threshold is None
+                else long_prefill_token_threshold
+            ),
             kv_blocks=blocks,
             speed=speed or self.speed,
         )
@@ -178,7 +196,7 @@ TINY: Final = Profile(
         prefill_floor_ms=1.5,
         wake_ms=0.2,
     ),
-    api=ApiTimes(fixed_ms=0.3, serial_ms=0.1, per_prompt_kt_ms=0.2),
+    api=ApiTimes(fixed_ms=0.3, serial_ms=0.1, per_prompt_kt_ms=0.2, metrics_ms=0.5),
     answer_tokens=60,
 )
 """The limits of the small real replica that tests use (256 blocks of 32, 4,096 tokens of context, 32 sequences); the
@@ -205,7 +223,7 @@ INSTANT: Final = Profile(
         wake_ms=0.0,
         events_per_s=1e9,
     ),
-    api=ApiTimes(fixed_ms=0.0, serial_ms=0.0, per_prompt_kt_ms=0.0),
+    api=ApiTimes(fixed_ms=0.0, serial_ms=0.0, per_prompt_kt_ms=0.0, metrics_ms=0.0),
 )
 """No time at all: for tests of bytes, where only order matters."""
 

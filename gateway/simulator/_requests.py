@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ._blocks import KEY_SEED, chain_keys
+from ._blocks import KEY_SEED, chain_keys, root_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Prompt:
         """The prompt made of these token ids; prompts with different salts share nothing."""
         full = len(ids) // block_size * block_size
         keys = chain_keys(ids, block_size, salt)
-        root = keys[-1] if keys else hash((KEY_SEED, int.from_bytes(salt.encode(), "big")))
+        root = keys[-1] if keys else root_key(salt)
         return cls(tokens=len(ids), keys=keys, tail=tuple(ids[full:]), root=root)
 
 

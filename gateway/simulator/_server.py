@@ -27,6 +27,9 @@ from ._profiles import PROFILES, Profile
 from ._replica import Replica
 from ._responses import Responses
 
+STOP_S = 1
+"""An open stream does not hold a stopping replica for longer; vLLM aborts what runs at once."""
+
 BodyHandler = Callable[[Exchange, Body], Awaitable[None]]
 
 
@@ -177,6 +180,9 @@ def build_app(
     routes += [Route(path, _Post(path, name, handle), methods=["POST"]) for path, name, handle in posts]
     if control:
         routes.append(Route("/simulator/faults", _Get(switch.control), methods=["POST"]))
+    for route in routes:
+        if isinstance(route, Route) and route.methods:
+            route.methods.discard("HEAD")  # FastAPI does not add it, and answers 405
     app = Starlette(routes=routes, exception_handlers={404: _not_served, 405: _not_served})
     app.router.redirect_slashes = False
     known = frozenset(route.path for route in routes if isinstance(route, Route))
@@ -193,13 +199,21 @@ def run(
     max_num_seqs: int | None = None,
     kv_blocks: int | None = None,
     speed: float | None = None,
+    long_prefill_token_threshold: int | None = None,
+    max_num_batched_tokens: int | None = None,
     embeddings: bool = False,
     control: bool = False,
     log_level: str = "warning",
 ) -> None:
     """Serve one replica until it is told to stop; what is None comes from the profile."""
     chosen = (profile or PROFILES["h200-llama-8b"]).override(
-        model=model, context=context, max_num_seqs=max_num_seqs, kv_blocks=kv_blocks, speed=speed
+        model=model,
+        context=context,
+        max_num_seqs=max_num_seqs,
+        kv_blocks=kv_blocks,
+        speed=speed,
+        long_prefill_token_threshold=long_prefill_token_threshold,
+        max_num_batched_tokens=max_num_batched_tokens,
     )
     app = build_app(chosen, embeddings=embeddings, control=control)
-    uvicorn.run(app, host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=5)
+    uvicorn.run(app, host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=STOP_S)

@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.simulator import PROFILES, StepTimes
 from tests.conformance.simulator.conftest import PROFILE, serving
@@ -188,6 +190,10 @@ def test_embeddings_where_they_are_served(slow_port: int) -> None:
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == sum(counts)
 
 
+GENERATING = [
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
+    *("/v1/messages/count_tokens", "/tokenize", "/detokenize"),
+]
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
 
 
@@ -196,6 +202,8 @@ def test_a_forced_tool_is_called(port: int, choice: object) -> None:
     """The message holds one call of it with JSON arguments, streamed or not."""
     message = json.loads(ask(port, chat(tools=TOOLS, tool_choice=choice)).body)["choices"][0]["message"]
     assert message["tool_calls"][0]["function"]["name"] == "look_up"
+    ended = json.loads(ask(port, chat(tools=TOOLS, tool_choice=choice, max_tokens=900, ignore_eos=False)).body)
+    assert ended["choices"][0]["finish_reason"] == ("tool_calls" if choice == "required" else "stop")
     assert list(json.loads(message["tool_calls"][0]["function"]["arguments"])) == ["text"]
     arguments, names = "", []
     for chunk in chunks(ask(port, stream(tools=TOOLS, tool_choice=choice))):
@@ -223,6 +231,35 @@ def test_nothing_a_client_sends_is_a_500(port: int, body: bytes, status: int) ->
     """Whatever the body is, it is answered."""
     answer = ask(port, post("/v1/chat/completions", body))
     assert answer.status.startswith(f"HTTP/1.1 {status} ")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = (
+    *("model", "messages", "prompt", "input", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens"),
+    *("n", "seed", "temperature", "top_p", "stream", "stream_options", "stop", "stop_token_ids", "logprobs"),
+    *("top_logprobs", "prompt_logprobs", "echo", "ignore_eos", "cache_salt", "tools", "tool_choice", "system"),
+    *("return_token_ids", "stop_sequences", "instructions", "metadata", "user", "tokens"),
+)
+fields = st.sampled_from(FIELDS)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(GENERATING), st.dictionaries(fields, json_values, max_size=3))
+def test_no_value_of_any_field_is_a_500(port: int, path: str, changes: dict[str, Any]) -> None:
+    """A sound request with a few fields replaced by anything is answered, and never by 500."""
+    sound: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "prompt": "hi",
+        "input": "hi",
+        "max_tokens": 3,
+    }
+    body = json.dumps({"model": "llama-8b", "tokens": [500], **sound, **changes}).encode()
+    status = ask(port, ("POST", path, {}, body)).status.split()[1]
+    assert status in ("200", "400", "404"), (path, body)
 
 
 def test_a_conversation_finds_its_own_answers_in_the_cache(port: int) -> None:
