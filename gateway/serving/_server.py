@@ -25,7 +25,8 @@ GC_THRESHOLD = 50_000
 class DrainingServer(uvicorn.Server):
     """On SIGTERM or SIGINT it keeps listening and answers 503 until running answers are done, or the deadline has come.
 
-    A second signal stops at once. The exit status is 0: being asked to stop is no failure.
+    A second signal cuts what still runs; it is metered all the same. The exit status is 0: being asked to stop is no
+    failure.
     """
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway, drain_timeout_s: float) -> None:
@@ -39,7 +40,8 @@ class DrainingServer(uvicorn.Server):
         if sig == signal.SIGINT and self._parent_pid is not None:
             return  # a terminal's Ctrl-C reaches the whole group; the parent passes it on as one SIGTERM
         if self._gateway.draining:
-            self.force_exit = self.should_exit = True
+            self._gateway.interrupt_all()
+            self.should_exit = True
         self._gateway.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
