@@ -87,14 +87,12 @@ def simulate(  # noqa: PLR0917 - options have names on the command line
     chosen = PROFILES.get(profile) if profile is not None else next(iter(PROFILES.values()))
     if chosen is None:
         fail(f"there is no profile {profile!r}; known are {', '.join(PROFILES)}", MISUSED)
-    options = {"context": context, "max_num_seqs": max_num_seqs, "kv_blocks": kv_blocks}
     try:
         chosen = chosen.override(
             model=model, context=context, max_num_seqs=max_num_seqs, kv_blocks=kv_blocks, speed=speed
         )
-    except AssertionError as error:
-        given = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None)
-        fail(f"{given} does not fit profile {chosen.name!r}: {error}", MISUSED)
+    except ValueError as error:
+        fail(f"profile {chosen.name!r} cannot be changed so: {error}", MISUSED)
     try:
         run(host=host, port=port, profile=chosen)
     except OSError as error:

@@ -21,8 +21,8 @@ from ._documents import (
 from ._keys import check_public_id, hash_key, looks_like_key, parse_public_id
 from ._load import load
 from ._problems import PolicyError, Problem
+from ._rules import check_name
 from ._schema import json_schema
-from ._table import check_name
 
 __all__ = [
     "BudgetPeriod",

@@ -10,7 +10,8 @@ from typing import TypeVar
 from ._documents import KeySpec, ModelSpec, TenantSpec
 from ._problems import Steps
 from ._reader import Reader
-from ._table import ANY_MODEL, Document
+from ._rules import ANY_MODEL
+from ._table import Document
 
 _Value = TypeVar("_Value")
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import cast
-from urllib.parse import SplitResult, urlsplit
 
 from gateway.pricing import GPUS
 
@@ -23,16 +20,22 @@ from ._documents import (
     TenantSpec,
 )
 from ._keys import check_public_id
-from ._numbers import plain
+from ._rules import (
+    MODEL_NAME,
+    PLAIN_NAME,
+    check_gpu,
+    check_model_choice,
+    check_model_name,
+    check_name,
+    check_price,
+    check_sha256,
+    check_sku,
+    check_url,
+)
 from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Text, Unit
-
-ANY_MODEL = "*"
 
 BUDGET_USD_MAX = Decimal(9_000_000)
 """In nano-dollars just below 2**53: Redis scripts compare in doubles, and up to there every nano-dollar is exact."""
-
-_MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
-_PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,88 +47,10 @@ class Document:
     classes: dict[str, ClassSpec] = field(default_factory=dict)
 
 
-def _check_model_name(text: str) -> str | None:
-    if re.fullmatch(_MODEL_NAME, text):
-        return None
-    return "is a model's name: letters, digits and . _ : / @ + - (at most 128), beginning with a letter or digit"
-
-
-def _check_model_choice(text: str) -> str | None:
-    return None if text == ANY_MODEL else _check_model_name(text)
-
-
-def check_name(text: str) -> str | None:
-    """What is wrong with the name of a tenant or a class, or None."""
-    if re.fullmatch(_PLAIN_NAME, text):
-        return None
-    return "is a name: letters, digits and . _ - (at most 63), beginning with a letter or digit"
-
-
-def _check_url(text: str) -> str | None:
-    if "://" not in text:
-        return f"must begin with http:// or https://: write http://{text.lstrip('/').split('/')[0]}"
-    try:
-        parts = urlsplit(text)
-        _ = parts.port  # raises when it is none
-    except ValueError:
-        return "is no address: write http://HOST:PORT with a port of 1 to 65535"
-    if parts.scheme not in ("http", "https"):
-        return f"must begin with http:// or https://, not {parts.scheme}://"
-    if not parts.hostname or re.search(r"\s", text) or parts.port == 0:
-        return "is no address: write http://HOST:PORT"
-    return _check_url_parts(parts)
-
-
-def _check_url_parts(parts: SplitResult) -> str | None:
-    if parts.username is not None or parts.password is not None:
-        return "must not hold a user or password"
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        origin = f"{parts.scheme}://{parts.netloc}"
-        return f"is only the replica's address, the gateway adds /v1/… itself: write {origin}"
-    return None
-
-
-def _check_sha256(text: str) -> str | None:
-    if re.fullmatch(r"[0-9A-Fa-f]{64}", text):
-        return None
-    return f"is the SHA-256 of the whole key: 64 hex digits, not {len(text)} characters of another kind"
-
-
-def _check_sku(text: str) -> str | None:
-    if text in GPUS:
-        return None
-    close = next((sku for sku in GPUS if sku.lower() == text.lower() or text.upper().startswith(f"{sku} ")), None)
-    hint = f"did you mean {close!r}? " if close else ""
-    return f"is not in the GPU catalogue; {hint}known: {', '.join(GPUS)}; for any other GPU write usd_per_hour"
-
-
-def _check_gpu(value: object) -> list[tuple[str, str]]:
-    gpu = cast(GpuSpec, value)
-    if gpu.sku is not None and gpu.usd_per_hour is not None:
-        return [("usd_per_hour", "both sku and usd_per_hour say what the GPU costs; keep one")]
-    if gpu.sku is None and gpu.usd_per_hour is None:
-        return [("", "needs either sku (its price is in the catalogue) or usd_per_hour")]
-    return []
-
-
-def _check_price(value: object) -> list[tuple[str, str]]:
-    price = cast(PriceSpec, value)
-    if price.cached_ratio <= price.input_ratio:
-        return []
-    meant = price.cached_ratio * price.input_ratio
-    return [
-        (
-            "cached_ratio",
-            f"cached input would cost more than uncached: both ratios are of the output price; for {price.cached_ratio}"
-            f" of the input price write {plain(meant)}",
-        )
-    ]
-
-
-_MODEL = Text(what="a model's name", check=_check_model_name, pattern=_MODEL_NAME)
-_MODEL_OR_ANY = Text(what="a model's name", check=_check_model_choice, pattern=rf"\*|{_MODEL_NAME}")
-_TENANT = Text(what="a tenant's name", check=check_name, pattern=_PLAIN_NAME)
-_CLASS = Text(what="a class's name", check=check_name, pattern=_PLAIN_NAME)
+_MODEL = Text(what="a model's name", check=check_model_name, pattern=MODEL_NAME)
+_MODEL_OR_ANY = Text(what="a model's name", check=check_model_choice, pattern=rf"\*|{MODEL_NAME}")
+_TENANT = Text(what="a tenant's name", check=check_name, pattern=PLAIN_NAME)
+_CLASS = Text(what="a class's name", check=check_name, pattern=PLAIN_NAME)
 _RATIO = Number(unit=units.SHARE_OF_OUTPUT, whole=False, minimum=Decimal(0), maximum=Decimal(1))
 
 
@@ -141,7 +66,7 @@ REPLICA = Record(
         "url": Field(
             shape=Text(
                 what="an address",
-                check=_check_url,
+                check=check_url,
                 normalise=lambda text: text.rstrip("/"),
                 pattern=r"https?://[^/\s]+/?",
             ),
@@ -156,10 +81,10 @@ GPU = Record(
     what="a GPU",
     build=GpuSpec,
     example="{sku: H100, count: 1}",
-    check=_check_gpu,
+    check=check_gpu,
     fields={
         "sku": Field(
-            shape=Text(what="a GPU", check=_check_sku, pattern="|".join(GPUS)),
+            shape=Text(what="a GPU", check=check_sku, pattern="|".join(GPUS)),
             about="Name in the GPU catalogue, which knows its price.",
             aka=("type", "name", "model"),
         ),
@@ -178,7 +103,7 @@ PRICE = Record(
     what="a price",
     build=PriceSpec,
     example="{output_usd_per_mtok: 0.35, input_ratio: 0.28, cached_ratio: 0.1}",
-    check=_check_price,
+    check=check_price,
     fields={
         "output_usd_per_mtok": Field(
             shape=Number(unit=units.USD_PER_MTOK, whole=False, minimum=Decimal(0), exclusive=True),
@@ -234,7 +159,7 @@ KEY = Record(
         "sha256": Field(
             shape=Text(
                 what="a key's SHA-256",
-                check=_check_sha256,
+                check=check_sha256,
                 normalise=str.lower,
                 secret=True,
                 pattern="[0-9A-Fa-f]{64}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,10 @@ RATE = ["--output-tokens-per-second", "100"]
         (["keys", "rotate", "a", "--grace", "1x"], "'1x' is not a duration; write a number with a unit, e.g. 30s, 15m"),
         (["simulate", "--port", "9001", "--profile", "nope"], "mtok: there is no profile 'nope'; known are "),
         (["simulate", "--port", "90010"], "Invalid value for '--port': Input should be less than or equal to 65535"),
+        (
+            ["simulate", "--port", "9001", "--context", "999999999"],
+            "mtok: profile 'h200-llama-8b' cannot be changed so: a context of 999999999 tokens does not fit",
+        ),
         (["serve"], "Missing option '--policies'"),
         (["serv"], "No such command 'serv'. Did you mean 'serve'?"),
     ],
@@ -181,3 +186,19 @@ def test_a_redis_that_does_not_answer_is_one_line() -> None:
         )
         assert (done.returncode, done.stdout) == (1, "")
         assert re.fullmatch(r"mtok: Redis does not answer.*; is MTOK_REDIS_URL right\?\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve", "--policies", "policies"], ["demo"], ["simulate"]], ids=["serve", "demo", "simulate"]
+)
+def test_a_taken_port_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    """Exit code 1, the port, and what to do; nothing is left running."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environ = os.environ | {"MTOK_DATA_DIR": str(tmp_path)}
+        command = [sys.executable, "-m", "gateway.cli", *arguments, "--port", port]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert port in done.stderr
+    assert "address already in use" in done.stderr.lower()
+    assert done.stderr.count("\n") == 1

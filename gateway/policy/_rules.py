@@ -1,0 +1,102 @@
+"""What single values must be, each rule with what to write instead: the field table names them."""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+from urllib.parse import SplitResult, urlsplit
+
+from gateway.pricing import GPUS
+
+from ._documents import GpuSpec, PriceSpec
+from ._numbers import plain
+
+ANY_MODEL = "*"
+
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
+PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+
+
+def check_model_name(text: str) -> str | None:
+    """What is wrong with a model's name, or None."""
+    if re.fullmatch(MODEL_NAME, text):
+        return None
+    return "is a model's name: letters, digits and . _ : / @ + - (at most 128), beginning with a letter or digit"
+
+
+def check_model_choice(text: str) -> str | None:
+    """What is wrong with an entry of a tenant's models, or None."""
+    return None if text == ANY_MODEL else check_model_name(text)
+
+
+def check_name(text: str) -> str | None:
+    """What is wrong with the name of a tenant or a class, or None."""
+    if re.fullmatch(PLAIN_NAME, text):
+        return None
+    return "is a name: letters, digits and . _ - (at most 63), beginning with a letter or digit"
+
+
+def check_url(text: str) -> str | None:
+    """What is wrong with a replica's address, or None; with the address to write where one can be guessed."""
+    if "://" not in text:
+        return f"must begin with http:// or https://: write http://{text.lstrip('/').split('/')[0]}"
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises when it is none
+    except ValueError:
+        return "is no address: write http://HOST:PORT with a port of 1 to 65535"
+    if parts.scheme not in ("http", "https"):
+        return f"must begin with http:// or https://, not {parts.scheme}://"
+    if not parts.hostname or re.search(r"\s", text) or parts.port == 0:
+        return "is no address: write http://HOST:PORT"
+    return _check_url_parts(parts)
+
+
+def _check_url_parts(parts: SplitResult) -> str | None:
+    if parts.username is not None or parts.password is not None:
+        return "must not hold a user or password"
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        origin = f"{parts.scheme}://{parts.netloc}"
+        return f"is only the replica's address, the gateway adds /v1/… itself: write {origin}"
+    return None
+
+
+def check_sha256(text: str) -> str | None:
+    """What is wrong with a key's hash, or None. Never repeats it: it may be a secret in the wrong place."""
+    if re.fullmatch(r"[0-9A-Fa-f]{64}", text):
+        return None
+    return f"is the SHA-256 of the whole key: 64 hex digits, not {len(text)} characters of another kind"
+
+
+def check_sku(text: str) -> str | None:
+    """What is wrong with the name of a GPU, or None."""
+    if text in GPUS:
+        return None
+    close = next((sku for sku in GPUS if sku.lower() == text.lower() or text.upper().startswith(f"{sku} ")), None)
+    hint = f"did you mean {close!r}? " if close else ""
+    return f"is not in the GPU catalogue; {hint}known: {', '.join(GPUS)}; for any other GPU write usd_per_hour"
+
+
+def check_gpu(value: object) -> list[tuple[str, str]]:
+    """A GPU has its price from one place: the field to blame and what is wrong."""
+    gpu = cast(GpuSpec, value)
+    if gpu.sku is not None and gpu.usd_per_hour is not None:
+        return [("usd_per_hour", "both sku and usd_per_hour say what the GPU costs; keep one")]
+    if gpu.sku is None and gpu.usd_per_hour is None:
+        return [("", "needs either sku (its price is in the catalogue) or usd_per_hour")]
+    return []
+
+
+def check_price(value: object) -> list[tuple[str, str]]:
+    """Cached input costs no more than uncached: the field to blame and what is wrong."""
+    price = cast(PriceSpec, value)
+    if price.cached_ratio <= price.input_ratio:
+        return []
+    meant = price.cached_ratio * price.input_ratio
+    return [
+        (
+            "cached_ratio",
+            f"cached input would cost more than uncached: both ratios are of the output price; for {price.cached_ratio}"
+            f" of the input price write {plain(meant)}",
+        )
+    ]
