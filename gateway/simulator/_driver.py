@@ -153,8 +153,10 @@ class Driver:
 
     def _push(self, flight: Flight, sample: Sample, request: Request, end_s: float) -> None:
         sample.last_token_s = end_s
-        flight.moved.set()
-        if not sample.push():
+        ended = sample.push()
+        if ended or sample.sampling.stream:
+            flight.moved.set()
+        if not ended:
             return
         del self._flights[sample.job_id]
         flight.left -= 1

@@ -77,24 +77,24 @@ class EngineCore:
         assert job.output_tokens >= 1
         assert job.prompt.tokens >= 1
         assert job.prompt.tokens + job.output_tokens <= self.pool.total * self.profile.block_size
-        sequence = Request(job, now_s, target=job.prompt.tokens, chain=job.prompt.keys)
-        self._by_id[job.id] = sequence
-        self._waiting.append(sequence)
-        return sequence
+        request = Request(job, now_s, target=job.prompt.tokens, chain=job.prompt.keys)
+        self._by_id[job.id] = request
+        self._waiting.append(request)
+        return request
 
     def abort(self, job_id: str) -> bool:
         """Stop a job: nothing more comes of it; its blocks are free after the step in flight. False if it had ended."""
-        sequence = self._by_id.pop(job_id, None)
-        if sequence is None:
+        request = self._by_id.pop(job_id, None)
+        if request is None:
             return False
-        waiting = sequence.state is State.WAITING
+        waiting = request.state is State.WAITING
         self._waiting_aborted += waiting
         if not waiting and self._in_flight is None:
-            self._leave(sequence)
-            self._free(sequence)
+            self._leave(request)
+            self._free(request)
         elif not waiting:
-            self._aborts.append(sequence)
-        sequence.state = State.ABORTED
+            self._aborts.append(request)
+        request.state = State.ABORTED
         for step in (self._in_flight, self._next):
             if step is not None:
                 step.has_aborted = True
@@ -132,28 +132,28 @@ class EngineCore:
             firsts = [one for one in firsts if one.state is not State.ABORTED]
         counters = self.counters
         computed = 0
-        for sequence in firsts:
-            if sequence.first_token_s < 0:
-                sequence.first_token_s = end_s
-                counters.prompt_tokens += sequence.job.prompt.tokens
-                counters.cached_tokens += sequence.cached_tokens
-                computed += sequence.job.prompt.tokens - sequence.cached_tokens
+        for request in firsts:
+            if request.first_token_s < 0:
+                request.first_token_s = end_s
+                counters.prompt_tokens += request.job.prompt.tokens
+                counters.cached_tokens += request.cached_tokens
+                computed += request.job.prompt.tokens - request.cached_tokens
         counters.generation_tokens += len(decoded) + len(firsts)
         counters.steps += 1
         finished = []
-        for sequence in self._ends.pop(step.index, ()):
-            if sequence.last_batch == step.index and sequence.state in (State.ENDING, State.DECODING):
-                if sequence.state is State.DECODING:
-                    self._leave(sequence)
-                self._name_last_block(sequence)
-                sequence.state = State.FINISHED
-                sequence.finished_s = end_s
-                del self._by_id[sequence.id]
-                self._free(sequence)
-                finished.append(sequence)
-        for sequence in self._aborts:
-            self._leave(sequence)
-            self._free(sequence)
+        for request in self._ends.pop(step.index, ()):
+            if request.last_batch == step.index and request.state in (State.ENDING, State.DECODING):
+                if request.state is State.DECODING:
+                    self._leave(request)
+                self._name_last_block(request)
+                request.state = State.FINISHED
+                request.finished_s = end_s
+                del self._by_id[request.id]
+                self._free(request)
+                finished.append(request)
+        for request in self._aborts:
+            self._leave(request)
+            self._free(request)
         self._aborts.clear()
         return StepResult(step.start_s, step.duration_s, decoded, firsts, finished, computed)
 
@@ -169,19 +169,19 @@ class EngineCore:
 
     def _plan(self, now_s: float) -> Step | None:
         index = self._planned + 1
-        for sequence in self._ends.get(index - 1, ()):
-            if sequence.state is State.DECODING and sequence.last_batch == index - 1:
-                self._stop_decoding(sequence, index)
-                sequence.state = State.ENDING
+        for request in self._ends.get(index - 1, ()):
+            if request.state is State.DECODING and request.last_batch == index - 1:
+                self._stop_decoding(request, index)
+                request.state = State.ENDING
         preemptions = self.counters.preemptions
         self._grow_decodes(index)
         step = Step(index, [])
         budget = self.profile.max_num_batched_tokens - len(self._decoding)
-        for sequence in list(self._prefilling):
+        for request in list(self._prefilling):
             if budget <= 0:
                 break
-            if sequence.state is State.PREFILLING:
-                budget -= self._prefill(sequence, step, budget)
+            if request.state is State.PREFILLING:
+                budget -= self._prefill(request, step, budget)
         if self.counters.preemptions == preemptions:
             self._admit(step, budget, now_s)
         step.decodes = list(self._decoding)
@@ -190,153 +190,153 @@ class EngineCore:
         step.context_tokens = self._context_tokens
         self._context_tokens += len(step.decodes)
         self._planned = index
-        for sequence in step.firsts:
-            self._begin_decoding(sequence, index)
+        for request in step.firsts:
+            self._begin_decoding(request, index)
         return step
 
     def _grow_decodes(self, index: int) -> None:
         """Give a block to each stream whose next token begins one; preempt while none is free."""
         block_size = self.profile.block_size
-        for sequence in self._grow.pop(index, ()):
+        for request in self._grow.pop(index, ()):
             # A stream that was preempted meanwhile leaves an entry behind, which asks for nothing.
-            if sequence.state is not State.DECODING or self._blocks_for(sequence.context_at(index)) <= sequence.blocks:
+            if request.state is not State.DECODING or self._blocks_for(request.context_at(index)) <= request.blocks:
                 continue
-            self._name_full_block(sequence, (sequence.context_at(index) - 1) // block_size - 1)
-            if self._make_room(sequence, 1, index):
+            self._name_full_block(request, (request.context_at(index) - 1) // block_size - 1)
+            if self._make_room(request, 1, index):
                 self.pool.take(1)
-                sequence.anonymous += 1
-                self._grow.setdefault(index + block_size, []).append(sequence)
+                request.anonymous += 1
+                self._grow.setdefault(index + block_size, []).append(request)
 
-    def _prefill(self, sequence: Request, step: Step, budget: int) -> int:
+    def _prefill(self, request: Request, step: Step, budget: int) -> int:
         """Plan the next chunk of a running prompt; how many tokens it takes from the budget."""
-        tokens = self._chunk(sequence.target - sequence.computed, budget)
-        if not self._make_room(sequence, self._blocks_for(sequence.computed + tokens) - sequence.blocks, step.index):
+        tokens = self._chunk(request.target - request.computed, budget)
+        if not self._make_room(request, self._blocks_for(request.computed + tokens) - request.blocks, step.index):
             return 0
-        self._compute(sequence, step, tokens)
+        self._compute(request, step, tokens)
         return tokens
 
     def _admit(self, step: Step, budget: int, now_s: float) -> None:
         """Let waiting prompts in, in order, until budget, places or blocks are used up."""
         profile, pool = self.profile, self.pool
         while self._waiting and budget > 0 and len(self._running) < profile.max_num_seqs:
-            sequence = self._waiting[0]
-            if sequence.state is State.ABORTED:
+            request = self._waiting[0]
+            if request.state is State.ABORTED:
                 self._waiting.popleft()
                 self._waiting_aborted -= 1
                 continue
             hits = 0
-            if sequence.job.reads_cache:
-                hits = pool.cached_prefix(sequence.chain[: (sequence.target - 1) // profile.block_size])
-            found = sequence.chain[:hits]
+            if request.job.reads_cache:
+                hits = pool.cached_prefix(request.chain[: (request.target - 1) // profile.block_size])
+            found = request.chain[:hits]
             computed = hits * profile.block_size
-            tokens = self._chunk(sequence.target - computed, budget)
+            tokens = self._chunk(request.target - computed, budget)
             # The whole prompt must fit, not only its first chunk (`scheduler_reserve_full_isl`): else prompts are let
             # in only to be preempted, and 37.5 req/s give 34 preemptions where 28 were measured (with it 29).
-            if self._blocks_for(sequence.target) - hits + pool.idle_among(found) > pool.free:
+            if self._blocks_for(request.target) - hits + pool.idle_among(found) > pool.free:
                 break
             self._waiting.popleft()
             pool.hold(found)
-            sequence.keys = list(found)
-            sequence.computed = computed
-            sequence.state = State.PREFILLING
-            self._running[sequence] = None
-            self._prefilling[sequence] = None
-            if sequence.cached_tokens < 0:
-                sequence.scheduled_s = now_s
-                sequence.cached_tokens = computed
-                self.counters.cache_queries += sequence.target if sequence.job.reads_cache else 0
+            request.keys = list(found)
+            request.computed = computed
+            request.state = State.PREFILLING
+            self._running[request] = None
+            self._prefilling[request] = None
+            if request.cached_tokens < 0:
+                request.scheduled_s = now_s
+                request.cached_tokens = computed
+                self.counters.cache_queries += request.target if request.job.reads_cache else 0
                 self.counters.cache_hits += computed
-            step.admitted_tokens += sequence.target
+            step.admitted_tokens += request.target
             step.hit_tokens += computed
-            self._compute(sequence, step, tokens)
+            self._compute(request, step, tokens)
             budget -= tokens
 
-    def _compute(self, sequence: Request, step: Step, tokens: int) -> None:
+    def _compute(self, request: Request, step: Step, tokens: int) -> None:
         """Put a chunk into the step: its blocks, its cost, and the end of the prefill if it is the last."""
         assert tokens > 0
-        before, after = sequence.computed, sequence.computed + tokens
-        new = self._blocks_for(after) - sequence.blocks
+        before, after = request.computed, request.computed + tokens
+        new = self._blocks_for(after) - request.blocks
         self.pool.take(new)
-        sequence.anonymous += new
-        sequence.computed = after
+        request.anonymous += new
+        request.computed = after
         step.prefill_tokens += tokens
         step.attention_kt2 += tokens * (before + tokens / 2) / 1e6
-        block_size, chain = self.profile.block_size, sequence.chain
+        block_size, chain = self.profile.block_size, request.chain
         for block in range(before // block_size, min(after // block_size, len(chain))):
             if self.pool.name(chain[block]):
-                sequence.anonymous -= 1
-                sequence.keys.append(chain[block])
-        if after == sequence.target:
-            del self._prefilling[sequence]
-            step.firsts.append(sequence)
+                request.anonymous -= 1
+                request.keys.append(chain[block])
+        if after == request.target:
+            del self._prefilling[request]
+            step.firsts.append(request)
 
-    def _begin_decoding(self, sequence: Request, index: int) -> None:
+    def _begin_decoding(self, request: Request, index: int) -> None:
         """Its prefill ends with this batch, which gives it a token; from the next one on it decodes."""
-        sequence.emitted += 1
-        left = sequence.job.output_tokens - sequence.emitted
-        sequence.last_batch = index + left
-        sequence.decode_from = index + 1
-        self._ends.setdefault(sequence.last_batch, []).append(sequence)
+        request.emitted += 1
+        left = request.job.output_tokens - request.emitted
+        request.last_batch = index + left
+        request.decode_from = index + 1
+        self._ends.setdefault(request.last_batch, []).append(request)
         if not left:
-            sequence.state = State.ENDING
+            request.state = State.ENDING
             return
-        sequence.state = State.DECODING
-        self._decoding[sequence] = None
-        self._context_tokens += sequence.context_at(index + 1)
-        wait = -sequence.target % self.profile.block_size
-        self._grow.setdefault(index + 1 + wait, []).append(sequence)
+        request.state = State.DECODING
+        self._decoding[request] = None
+        self._context_tokens += request.context_at(index + 1)
+        wait = -request.target % self.profile.block_size
+        self._grow.setdefault(index + 1 + wait, []).append(request)
 
-    def _stop_decoding(self, sequence: Request, index: int) -> None:
+    def _stop_decoding(self, request: Request, index: int) -> None:
         """Take it out of the decoding set before batch `index` is planned."""
-        del self._decoding[sequence]
-        self._context_tokens -= sequence.context_at(index)
+        del self._decoding[request]
+        self._context_tokens -= request.context_at(index)
 
-    def _make_room(self, sequence: Request, blocks: int, index: int) -> bool:
+    def _make_room(self, request: Request, blocks: int, index: int) -> bool:
         """Preempt from the last admitted on until `blocks` are free; False if it had to be this one itself."""
         while self.pool.free < blocks:
             victim = next(one for one in reversed(self._running) if one.state in (State.DECODING, State.PREFILLING))
             self._preempt(victim, index)
-            if victim is sequence:
+            if victim is request:
                 return False
         return True
 
-    def _preempt(self, sequence: Request, index: int) -> None:
+    def _preempt(self, request: Request, index: int) -> None:
         """Take its blocks and put it in front of the queue; it will compute prompt and answer again."""
-        if sequence.state is State.DECODING:
-            self._stop_decoding(sequence, index)
-            sequence.emitted += index - sequence.decode_from
-            sequence.target = sequence.job.prompt.tokens + sequence.emitted
-        self._prefilling.pop(sequence, None)
-        self._free(sequence)
-        sequence.state = State.WAITING
-        sequence.computed = 0
-        self._waiting.appendleft(sequence)
+        if request.state is State.DECODING:
+            self._stop_decoding(request, index)
+            request.emitted += index - request.decode_from
+            request.target = request.job.prompt.tokens + request.emitted
+        self._prefilling.pop(request, None)
+        self._free(request)
+        request.state = State.WAITING
+        request.computed = 0
+        self._waiting.appendleft(request)
         self.counters.preemptions += 1
 
-    def _leave(self, sequence: Request) -> None:
-        """Take an aborted or ended sequence out of the sets it is in."""
-        self._prefilling.pop(sequence, None)
-        if sequence in self._decoding:
-            self._stop_decoding(sequence, self._planned + 1)
+    def _leave(self, request: Request) -> None:
+        """Take an aborted or ended request out of the sets it is in."""
+        self._prefilling.pop(request, None)
+        if request in self._decoding:
+            self._stop_decoding(request, self._planned + 1)
 
-    def _free(self, sequence: Request) -> None:
-        self.pool.release(sequence.keys, sequence.anonymous)
-        sequence.keys, sequence.anonymous = [], 0
-        del self._running[sequence]
+    def _free(self, request: Request) -> None:
+        self.pool.release(request.keys, request.anonymous)
+        request.keys, request.anonymous = [], 0
+        del self._running[request]
 
-    def _name_full_block(self, sequence: Request, block: int) -> None:
+    def _name_full_block(self, request: Request, block: int) -> None:
         """Make a block that the answer has filled findable."""
-        if block * self.profile.block_size + self.profile.block_size <= sequence.job.prompt.tokens:
+        if block * self.profile.block_size + self.profile.block_size <= request.job.prompt.tokens:
             return
-        key = sequence.extend_chain(block, self.profile.block_size)
+        key = request.extend_chain(block, self.profile.block_size)
         if key is not None and self.pool.name(key):
-            sequence.anonymous -= 1
-            sequence.keys.append(key)
+            request.anonymous -= 1
+            request.keys.append(key)
 
-    def _name_last_block(self, sequence: Request) -> None:
-        computed = sequence.job.prompt.tokens + sequence.job.output_tokens - 1
-        if computed % self.profile.block_size == 0 and sequence.job.output_tokens > 1:
-            self._name_full_block(sequence, computed // self.profile.block_size - 1)
+    def _name_last_block(self, request: Request) -> None:
+        computed = request.job.prompt.tokens + request.job.output_tokens - 1
+        if computed % self.profile.block_size == 0 and request.job.output_tokens > 1:
+            self._name_full_block(request, computed // self.profile.block_size - 1)
 
     def _chunk(self, wanted: int, budget: int) -> int:
         threshold = self.profile.long_prefill_token_threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -205,7 +206,7 @@ def run(
     control: bool = False,
     log_level: str = "warning",
 ) -> None:
-    """Serve one replica until it is told to stop; what is None comes from the profile."""
+    """Serve one replica until it is told to stop; what is None comes from the profile. OSError if the port is taken."""
     chosen = (profile or PROFILES["h200-llama-8b"]).override(
         model=model,
         context=context,
@@ -216,4 +217,22 @@ def run(
         max_num_batched_tokens=max_num_batched_tokens,
     )
     app = build_app(chosen, embeddings=embeddings, control=control)
-    uvicorn.run(app, host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=STOP_S)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=STOP_S
+    )
+    with _listener(host, port) as listener:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Bound here, so that a taken port is the caller's OSError and not an exit from inside the server."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With its protocol named, asyncio turns Nagle's algorithm off on what it accepts.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener

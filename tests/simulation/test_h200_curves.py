@@ -280,3 +280,27 @@ def test_poisson_knee(rate: str, ttft_p50: float, itl_mean: float, output: float
     assert replica.tokens_between(5.0, 25.0) / 20.0 == near(output, 0.15)
     assert mean([float(count) for count in seen]) == near(running, 0.15)
     assert fine / len(window) == pytest.approx(good, abs=0.05)
+
+
+def test_short_requests_beside_prompts_of_100_000_tokens() -> None:
+    """Held out: nothing was read off this run. 20 req/s beside one long prompt after the other: TTFT p50 368 ms and
+    p90 558 within 10 %, the long prompt's 10.8 s within 10 %, mean ITL 62 within 15 %, 70 % good within 0.12 (ITL lies
+    at its limit for many, so that a few ms decide)."""
+    replica = VirtualReplica(THRESHOLD_1024)
+    short = [replica.send(when, prompt, tokens) for when, prompt, tokens in ARRIVALS["20"]]
+    long: list[Stream] = []
+
+    def again(_: Stream | None, now: float) -> None:
+        if now < 25:
+            long.append(replica.send(now, 100_000, 64, again))
+
+    again(None, 3.0)
+    replica.run(60.0)
+    window = [stream for stream in short if 5 <= stream.sent_s < 25]
+    itls = [stream.mean_itl_s for stream in window if len(stream.token_s) > 1]
+    fine = sum(one.ttft_s <= 0.6 and (len(one.token_s) < 2 or one.mean_itl_s <= 0.08) for one in window)
+    assert percentile([stream.ttft_s for stream in window], 0.5) * 1000 == near(368, 0.10)
+    assert percentile([stream.ttft_s for stream in window], 0.9) * 1000 == near(558, 0.10)
+    assert long[0].ttft_s == near(10.8, 0.10)
+    assert mean(itls) * 1000 == near(62, 0.15)
+    assert fine / len(window) == pytest.approx(0.70, abs=0.12)

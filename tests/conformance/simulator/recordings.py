@@ -17,7 +17,7 @@ FREE = {
     *("id", "created", "created_at", "item_id", "content", "text", "delta", "token", "tokens", "bytes", "root"),
     *("prompt_tokens", "total_tokens", "completion_tokens", "input_tokens", "original_input_tokens", "count"),
     *("prompt_token_ids", "token_ids", "text_offset", "arguments", "cached_tokens"),
-    *("top_logprobs", "prompt_logprobs", "max_model_len", "prompt", "token_logprobs", "logprob"),
+    *("top_logprobs", "prompt_logprobs", "prompt", "token_logprobs", "logprob"),
 }
 
 
@@ -28,6 +28,8 @@ class Answer:
     status: str
     headers: list[tuple[str, str]]
     body: bytes
+    chunks: tuple[bytes, ...] = ()
+    """What each chunk of the transfer encoding carried, the last and empty one left out."""
 
     @property
     def header_names(self) -> list[str]:
@@ -66,19 +68,20 @@ def ask(port: int, call: Call) -> Answer:
             raw += part
     answer = parse(raw)
     if ("transfer-encoding", "chunked") in answer.headers:
-        return Answer(answer.status, answer.headers, _unchunk(answer.body))
+        chunks = _unchunk(answer.body)
+        return Answer(answer.status, answer.headers, b"".join(chunks), tuple(chunks))
     return answer
 
 
-def _unchunk(body: bytes) -> bytes:
-    whole = b""
-    while body:
+def _unchunk(body: bytes) -> list[bytes]:
+    chunks: list[bytes] = []
+    while True:
         size, _, rest = body.partition(b"\r\n")
         length = int(size, 16)
-        whole, body = whole + rest[:length], rest[length + 2 :]
         if not length:
-            break
-    return whole
+            return chunks
+        chunks.append(rest[:length])
+        body = rest[length + 2 :]
 
 
 def post(path: str, body: dict[str, Any] | bytes, **headers: str) -> Call:

@@ -70,6 +70,22 @@ def test_counters_equal_the_usage_of_the_answers(idle_port: int) -> None:
     assert after["vllm:kv_cache_usage_perc" + engine] == 0
 
 
+def test_requests_are_counted_by_handler_and_status() -> None:
+    """Unknown paths and methods under `none`; what left vLLM's own handlers, as `n` 0 did in the recording, as 5xx."""
+    calls = (chat(), chat(max_tokens=0), chat(n=0), get("/v1/nothing"), get("/v1/chat/completions"), get("/load"))
+    with serving(PROFILE) as port:
+        for call in calls:
+            ask(port, call)
+        lines = ask(port, get("/metrics")).body.decode()
+    counted = {name: value for name, value in series(lines).items() if name.startswith("http_requests_total")}
+    assert counted == {
+        'http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"}': 1,
+        'http_requests_total{handler="/v1/chat/completions",method="POST",status="4xx"}': 1,
+        'http_requests_total{handler="/v1/chat/completions",method="POST",status="5xx"}': 1,
+        'http_requests_total{handler="none",method="GET",status="4xx"}': 2,
+    }
+
+
 def test_tokenize_agrees_with_usage(idle_port: int) -> None:
     """What `/tokenize` counts is what `usage.prompt_tokens` says, for conversations and completions."""
     messages = [

@@ -64,7 +64,8 @@ def test_each_event_is_one_http_chunk(port: int) -> None:
     raw = (RECORDED / "stream_raw_framing.http").read_bytes()
     assert re.search(rb"\ndf\r?\ndata: ", raw), "the recording shows one event in a chunk of its own"
     answer = ask(port, stream(max_tokens=3))
-    assert all(event.startswith(b"data: ") for event in answer.events())
+    assert [chunk.rstrip(b"\n") for chunk in answer.chunks] == answer.events()
+    assert all(chunk.startswith(b"data: ") and chunk.endswith(b"}\n\n") for chunk in answer.chunks[:-1])
 
 
 def test_the_clients_request_id_is_the_answers(port: int) -> None:
