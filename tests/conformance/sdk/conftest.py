@@ -37,12 +37,17 @@ tenants:
     keys: [{{id: hurried, sha256: "{hurried}"}}]
     models: [tiny]
     limits: {{requests_per_minute: 1}}
+  npm:
+    keys: [{{id: npm, sha256: "{npm}"}}]
+    models: [tiny]
+    limits: {{requests_per_minute: 1}}
+  load: {{keys: [{{id: load, sha256: "{load}"}}], models: [tiny]}}
   broke:
     keys: [{{id: broke, sha256: "{broke}"}}]
     models: [tiny]
     limits: {{budget_usd: 0.000001, budget_period: month}}
 """
-TENANTS = ("open", "counted", "hurried", "broke")
+TENANTS = ("open", "counted", "hurried", "npm", "load", "broke")
 
 
 @dataclass(frozen=True)
