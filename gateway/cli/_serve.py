@@ -75,6 +75,11 @@ def simulate(  # noqa: PLR0917 - options have names on the command line
     max_num_seqs: Annotated[int | None, typer.Option(help="Sequences that run at once.", min=1)] = None,
     kv_blocks: Annotated[int | None, typer.Option(help="KV cache, in blocks.", min=2)] = None,
     context: Annotated[int | None, typer.Option(help="Longest prompt and answer, in tokens.", min=1)] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step.", min=1)] = None,
+    long_prefill_token_threshold: Annotated[
+        int | None, typer.Option(help="Prompt tokens of one request in one step; 0: no such limit.", min=0)
+    ] = None,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Answer /v1/embeddings too.")] = False,
 ) -> None:
     """Run one vLLM replica without a GPU: the same endpoints, bytes, metrics, batching and times.
 
@@ -89,11 +94,17 @@ def simulate(  # noqa: PLR0917 - options have names on the command line
         fail(f"there is no profile {profile!r}; known are {', '.join(PROFILES)}", MISUSED)
     try:
         chosen = chosen.override(
-            model=model, context=context, max_num_seqs=max_num_seqs, kv_blocks=kv_blocks, speed=speed
+            model=model,
+            context=context,
+            max_num_seqs=max_num_seqs,
+            kv_blocks=kv_blocks,
+            speed=speed,
+            max_num_batched_tokens=max_num_batched_tokens,
+            long_prefill_token_threshold=long_prefill_token_threshold,
         )
     except ValueError as error:
         fail(f"profile {chosen.name!r} cannot be changed so: {error}", MISUSED)
     try:
-        run(host=host, port=port, profile=chosen)
+        run(host=host, port=port, profile=chosen, embeddings=embeddings)
     except OSError as error:
         fail(f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.", FAILED)
