@@ -15,12 +15,11 @@ relay can refuse; a refusal gives back what was reserved. Settling happens on ev
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
 from gateway import refusals
 from gateway.admission import Ask
@@ -103,7 +102,7 @@ class Lifecycle:
         try:
             identity = await self.authenticate(given)
             call.tenant, call.key = identity.tenant.name, identity.key_id
-            body = await read_body(scope, receive, limit_bytes=self.settings.max_body_bytes)
+            body = await read_body(given.get(b"content-length", b""), receive, limit_bytes=self.settings.max_body_bytes)
             view = parse(endpoint, body)
             model = self._permit(identity.tenant, view.model)
             call.model = model.spec.name
@@ -112,7 +111,7 @@ class Lifecycle:
             async with self._reserve(
                 call, identity.tenant, view=view, model=model, limits=limits, size=size
             ) as reservation:
-                with self._watched(scope["extensions"][DISCONNECT]) as watch:
+                with ClientWatch(scope["extensions"][DISCONNECT], self._running) as watch:
                     exchange = Exchange(
                         call=call,
                         view=view,
@@ -163,10 +162,10 @@ class Lifecycle:
         """The prompt's size: exact where a limit lies between its bounds, else an estimate no limit depends on."""
         if not view.endpoint.computes:
             return estimate(view)
-        if refusal := check(view, least(view), limits):
-            raise Refused(refusal)
         if check(view, most(view), limits) is None:
             return estimate(view)
+        if refusal := check(view, least(view), limits):
+            raise Refused(refusal)
         size = await count_prompt(self.fleet, model, view, body) or estimate(view)
         if refusal := check(view, size, limits):
             raise Refused(refusal)
@@ -195,16 +194,6 @@ class Lifecycle:
                 nanousd = price.ceiling_nanousd(prompt_most, answers_most)
         ask = Ask(lease_id=call.id, tokens=tokens, nanousd=nanousd)
         return Reservation(call, tenant, ask, price, ledger=self.ledger, metrics=self.metrics, clock=self.clock)
-
-    @contextlib.contextmanager
-    def _watched(self, when_gone: Callable[[Callable[[], None]], None]) -> Iterator[ClientWatch]:
-        watch = ClientWatch(when_gone)
-        self._running.add(watch)
-        try:
-            yield watch
-        finally:
-            self._running.discard(watch)
-            watch.close()
 
     async def _refuse(self, call: Call, refusal: Refusal, outgoing: Outgoing) -> None:
         """Records a refusal that took nothing, then answers it."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from gateway import refusals
 from gateway.errors import Refused
-from gateway.relay import Message, Receive
+from gateway.relay import Receive
 
 
 class ClientGone(Exception):
     """The client left, or was too slow, before its request was complete."""
 
 
-async def read_body(scope: Message, receive: Receive, *, limit_bytes: int) -> bytes:
-    """The whole body. Raises `Refused` (413) as soon as it is known to be too large, `ClientGone`."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit_bytes:
-            raise Refused(refusals.body_too_large(limit_bytes))
+async def read_body(declared: bytes, receive: Receive, *, limit_bytes: int) -> bytes:
+    """The whole body; `declared` is its Content-Length, if any.
+
+    Raises `Refused` (413) as soon as it is known to be too large, `ClientGone`.
+    """
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise Refused(refusals.body_too_large(limit_bytes))
     parts: list[bytes] = []
     size = 0
     while True:

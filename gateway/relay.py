@@ -51,10 +51,22 @@ class ClientWatch:
     a task per request, 10 µs.
     """
 
-    def __init__(self, when_gone: Callable[[Callable[[], None]], None]) -> None:
+    __slots__ = ("_connection", "_running", "gone")
+
+    def __init__(self, when_gone: Callable[[Callable[[], None]], None], running: set[ClientWatch]) -> None:
+        """`running` holds every watch that is in use, so that all can be interrupted together."""
         self.gone = False
         self._connection: Connection | None = None
+        self._running = running
         when_gone(self._on_gone)
+
+    def __enter__(self) -> ClientWatch:
+        self._running.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.discard(self)
+        self._connection = None
 
     def guard(self, connection: Connection) -> None:
         """From now on a client that leaves takes this connection with it."""
@@ -66,10 +78,6 @@ class ClientWatch:
         """Ends what is guarded for a reason of our own."""
         if self._connection is not None:
             self._connection.interrupt()
-
-    def close(self) -> None:
-        """The answer is over; nothing is guarded any more."""
-        self._connection = None
 
     def _on_gone(self) -> None:
         self.gone = True

@@ -88,6 +88,9 @@ class Cycle:
             log.exception("the application failed")
         finally:
             self._protocol.tasks.discard(self.task)
+            # The scope refers back to this object; left so, every request would wait for the garbage collector.
+            self.scope.pop("extensions", None)
+            self.task = self._on_gone = None
         if not self.response_complete and not self.disconnected:
             if self.response_started:
                 self._protocol.transport.close()
