@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from gateway.errors import Refusal
-from gateway.wire import RequestView
+from gateway.wire import Endpoint, RequestView
 
 TEMPLATE_TOKENS = 256
 """Room for what a chat template adds to a prompt's own bytes: roles, separators, a default system text."""
@@ -13,6 +13,8 @@ RAW_BYTES_PER_TOKEN_MAX = 768
 """JSON spends at most 6 bytes on one byte of text (`\\u0041`), and no known vocabulary has tokens over 128 bytes."""
 BYTES_PER_TOKEN = 4
 """English text in a vocabulary of 32k to 128k: the usual estimate, where nothing hangs on it."""
+
+_PROMPT_PARAM = {Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input", Endpoint.EMBEDDINGS: "input"}
 
 
 class ContextLimits(Struct, frozen=True, kw_only=True, gc=False):
@@ -107,9 +109,7 @@ def _known(view: RequestView) -> PromptSize:
 
 
 def _prompt_param(view: RequestView) -> str:
-    return {"completions": "prompt", "responses": "input", "embeddings": "input"}.get(
-        view.endpoint.value.rsplit("/", 1)[-1], "messages"
-    )
+    return _PROMPT_PARAM.get(view.endpoint, "messages")
 
 
 def _refusal(message: str, param: str) -> Refusal:
