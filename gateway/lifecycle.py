@@ -36,7 +36,8 @@ from gateway.reading import ClientGone, read_body
 from gateway.relay import ClientWatch, Message, Outgoing, Receive, Send
 from gateway.routing import PrefixIndex
 from gateway.settings import Settings
-from gateway.telemetry import Metrics
+from gateway.store import EXACT_MAX
+from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable
 from gateway.wire import Endpoint, RequestView, add_fields, output_field, parse, set_fields
 
@@ -65,7 +66,7 @@ class Lifecycle:
         fleet: Fleet,
         keys: KeyDirectory,
         ledger: Ledger,
-        metrics: Metrics,
+        telemetry: Telemetry,
         clock: Clock,
         settings: Settings,
     ) -> None:
@@ -74,7 +75,7 @@ class Lifecycle:
         self.fleet = fleet
         self.keys = keys
         self.ledger = ledger
-        self.metrics = metrics
+        self.telemetry = telemetry
         self.clock = clock
         self.settings = settings
         self.draining = False
@@ -95,6 +96,8 @@ class Lifecycle:
         """One request, from its head to the settled end of its answer."""
         given = dict(scope["headers"])
         call = Call(request_id(given), endpoint, self.clock.now_ms())
+        if b"traceparent" in given:
+            call.traceparent = given[b"traceparent"].decode("latin-1")
         outgoing = Outgoing(send)
         if self.draining:
             await outgoing.refuse(refusals.DRAINING, call.answer_headers())
@@ -123,7 +126,7 @@ class Lifecycle:
                         watch=watch,
                         outgoing=outgoing,
                         fleet=self.fleet,
-                        metrics=self.metrics,
+                        telemetry=self.telemetry,
                         clock=self.clock,
                     )
                     await exchange.run()
@@ -191,18 +194,19 @@ class Lifecycle:
                 prompt_most = size.total if size.exact else most(view).total
                 if limits.context is not None:
                     prompt_most = min(prompt_most, limits.context * view.prompts)
-                nanousd = price.ceiling_nanousd(prompt_most, answers_most)
+                # An absurd `n` multiplies to more than the ledger's numbers hold; no budget holds that much either.
+                nanousd = min(EXACT_MAX, price.ceiling_nanousd(prompt_most, answers_most))
         ask = Ask(lease_id=call.id, tokens=tokens, nanousd=nanousd)
-        return Reservation(call, tenant, ask, price, ledger=self.ledger, metrics=self.metrics, clock=self.clock)
+        return Reservation(call, tenant, ask, price, ledger=self.ledger, telemetry=self.telemetry, clock=self.clock)
 
     async def _refuse(self, call: Call, refusal: Refusal, outgoing: Outgoing) -> None:
         """Records a refusal that took nothing, then answers it."""
         if call.tenant:
             event = call.event(Outcome("refused", code=refusal.code), now_ms=self.clock.now_ms())
-            self.metrics.count(event)
+            self.telemetry.count(event, call.traceparent)
             await self.ledger.record(event)
         elif refusal.status == 401:
-            self.metrics.unauthorized.inc()
+            self.telemetry.metrics.unauthorized.inc()
         log.debug("refused: %s", refusal.code, extra={"data": {"request_id": call.id, "key": call.key}})
         await outgoing.refuse(refusal, call.answer_headers())
 
