@@ -1,0 +1,183 @@
+"""A gateway in the test's own event loop: the real app behind the real server on a real socket, and what it booked."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import yaml
+from redis.asyncio import Redis
+
+from gateway.app import Gateway
+from gateway.policy import hash_key, load
+from gateway.serving._protocol import BoundedProtocol
+from gateway.serving._server import DrainingServer
+from gateway.settings import Settings
+from gateway.store import TenantKeys
+from tests.integration.gateway.engine import Engine
+from tests.integration.gateway.wire_client import DEADLINE_S, Answer, Connection, connect
+
+ADMIN_KEY = "the-administrators-own-key"
+CHAT = "/v1/chat/completions"
+ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20}
+PRICE = {"output_usd_per_mtok": 1, "input_ratio": 0.5, "cached_ratio": 0.1}
+
+
+def key_of(tenant: str) -> str:
+    """The key that `policies` gives a tenant."""
+    return f"mtok-{tenant}-{'k' * 43}"
+
+
+def policies(*engines: Engine, limits: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A policy document: the model `tiny` on these engines, `acme` with these limits, and `rival`, who may not use it.
+
+    `changes` are made to the model.
+    """
+    model: dict[str, Any] = {"replicas": [{"url": engine.url} for engine in engines], "price": PRICE}
+    model |= {"aliases": ["small"], **changes}
+    keys = {name: [{"id": name, "sha256": hash_key(key_of(name))}] for name in ("acme", "rival")}
+    return {
+        "models": {"tiny": model, "other": {"replicas": model["replicas"]}},
+        "tenants": {
+            "acme": {"keys": keys["acme"], "models": ["tiny"], "limits": limits or {}},
+            "rival": {"keys": keys["rival"], "models": ["other"]},
+        },
+    }
+
+
+@dataclass
+class Served:
+    """A gateway that runs."""
+
+    gateway: Gateway
+    server: DrainingServer
+    port: int
+    redis: Redis
+    key: str = field(default_factory=lambda: key_of("acme"))
+
+    async def post(self, body: Any = None, path: str = CHAT, *, key: str | None = None, **headers: str) -> Answer:
+        """One POST on a connection of its own."""
+        async with self.connect() as client:
+            client.post(path, ASKED if body is None else body, key=self.key if key is None else key, **headers)
+            return await client.answer()
+
+    async def get(self, path: str, *, key: str | None = None) -> Answer:
+        """One GET on a connection of its own."""
+        return await self.say(f"GET {path} HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {key or self.key}\r\n\r\n")
+
+    async def say(self, request: str | bytes) -> Answer:
+        """Any bytes on a connection of their own, and the first answer to them."""
+        async with self.connect() as client:
+            client.send(request.encode() if isinstance(request, str) else request)
+            return await client.answer()
+
+    def connect(self) -> Any:
+        """A connection to the gateway, for a `with` block."""
+        return connect(self.port)
+
+    async def usage(self) -> dict[str, Any]:
+        """The tenant's own report over the last hours."""
+        answer = await self.get("/v1/usage")
+        assert answer.status == 200, answer.body
+        report: dict[str, Any] = answer.json
+        return report
+
+    async def events(self, tenant: str = "acme", *, at_least: int = 1) -> list[dict[str, Any]]:
+        """The tenant's usage events, once there are so many."""
+
+        async def enough() -> list[dict[str, Any]] | None:
+            entries = await self.redis.xrange(TenantKeys(tenant).events)
+            events = [json.loads(fields[b"event"]) for _, fields in entries]
+            return events if len(events) >= at_least else None
+
+        events: list[dict[str, Any]] = await eventually(enough)
+        return events
+
+    async def event(self) -> dict[str, Any]:
+        """The only usage event there is."""
+        events = await self.events()
+        assert len(events) == 1, events
+        return events[0]
+
+    @property
+    def lifecycle(self) -> Any:
+        lifecycle = self.gateway._lifecycle
+        assert lifecycle is not None
+        return lifecycle
+
+    def replica(self, engine: Engine) -> Any:
+        """The gateway's own idea of an engine."""
+        return next(replica for replica in self.lifecycle.fleet.replicas if replica.name == engine.name)
+
+
+async def eventually(look: Callable[[], Any]) -> Any:
+    """What `look` returns once that is true or a value; it may be a coroutine function."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            seen = look()
+            if asyncio.iscoroutine(seen):
+                seen = await seen
+            if seen:
+                return seen
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def serve(
+    document: dict[str, Any], directory: Path, redis: Redis, url: str, **settings: Any
+) -> AsyncIterator[Served]:
+    """Serves these policies on an ephemeral port, as `mtok serve` does."""
+    directory.mkdir(exist_ok=True)
+    (directory / "policy.yaml").write_text(yaml.safe_dump(document))
+    chosen = Settings(
+        data_dir=directory / "data", admin_key_sha256=hash_digest(ADMIN_KEY), **{"read_timeout_s": 5.0, **settings}
+    )
+    gateway = Gateway(load(directory), chosen, url)
+    protocol = type("Protocol", (BoundedProtocol,), {"read_timeout_s": chosen.read_timeout_s})
+    config = uvicorn.Config(
+        gateway.asgi,
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+    )
+    server = DrainingServer(config, gateway, chosen.drain_timeout_s)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    thresholds = gc.get_threshold()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        await server.startup(sockets=[sock])
+        assert server.started, "the gateway did not start; its log says why"
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+        ticking = asyncio.create_task(server.main_loop())
+        try:
+            yield Served(gateway, server, sock.getsockname()[1], redis)
+        finally:
+            ticking.cancel()
+            for listener in server.servers:
+                listener.close()
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()
+            await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+            await server.lifespan.shutdown()
+
+
+def hash_digest(key: str) -> bytes:
+    return bytes.fromhex(hash_key(key))
+
+
+__all__ = ["ADMIN_KEY", "ASKED", "CHAT", "Connection", "Served", "eventually", "key_of", "policies", "serve"]
