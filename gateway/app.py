@@ -19,7 +19,7 @@ from gateway.pricing import Price
 from gateway.relay import Message, Receive, Send
 from gateway.settings import Settings
 from gateway.store import client
-from gateway.telemetry import Metrics
+from gateway.telemetry import Metrics, Telemetry, Tracing
 from gateway.tenants import KeyDirectory
 from gateway.wire import Endpoint
 
@@ -72,6 +72,8 @@ class Gateway:
             redis = await stack.enter_async_context(client(self._redis_url))
             keys = await stack.enter_async_context(KeyDirectory(policies, redis, now_ms=clock.now_ms))
             metrics = Metrics()
+            tracing = Tracing.from_environment()
+            stack.callback(tracing.close)
             ledger = await stack.enter_async_context(Ledger(redis, now_ms=clock.now_ms))
             fleet = await stack.enter_async_context(Fleet(policies.models.values()))
             prices = {
@@ -85,7 +87,7 @@ class Gateway:
                 fleet=fleet,
                 keys=keys,
                 ledger=ledger,
-                metrics=metrics,
+                telemetry=Telemetry(metrics, tracing),
                 clock=clock,
                 settings=settings,
             )

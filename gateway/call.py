@@ -17,7 +17,7 @@ from gateway.policy import TenantSpec
 from gateway.pricing import Price
 from gateway.relay import Headers
 from gateway.store import StoreUnavailable
-from gateway.telemetry import Metrics
+from gateway.telemetry import Telemetry
 from gateway.wire import NO_USAGE, Endpoint, Usage
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Call:
     replica: str = ""
     admitted_ms: int = 0
     first_token_ms: int = 0
+    traceparent: str = ""
     headers: Headers = field(default_factory=list)
 
     def answer_headers(self) -> Headers:
@@ -84,7 +85,7 @@ class Reservation:
         price: Price | None,
         *,
         ledger: Ledger,
-        metrics: Metrics,
+        telemetry: Telemetry,
         clock: Clock,
     ) -> None:
         self._call = call
@@ -92,7 +93,7 @@ class Reservation:
         self._ask = ask
         self._price = price
         self._ledger = ledger
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._clock = clock
         self._lease: Lease | None = None
 
@@ -108,7 +109,7 @@ class Reservation:
             raise Refused(refusal(decision))
         self._lease = decision.lease
         self._call.admitted_ms = self._clock.now_ms()
-        self._metrics.running += 1
+        self._telemetry.metrics.running += 1
         return self
 
     async def settle(self, outcome: Outcome) -> None:
@@ -122,10 +123,10 @@ class Reservation:
             cost_nanousd=self._price.cost_nanousd(outcome.usage) if self._price is not None else 0,
             price_epoch=self._price.epoch if self._price is not None else "",
         )
-        self._metrics.count(event)
+        self._telemetry.count(event, self._call.traceparent)
         await self._ledger.settle(event, lease)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._metrics.running -= 1
+        self._telemetry.metrics.running -= 1
         code = "cancelled" if kind is asyncio.CancelledError else "internal_error"
         await self.settle(Outcome("upstream_lost", code=code))

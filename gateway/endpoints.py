@@ -154,7 +154,7 @@ class Pages:
 
     async def metrics(self, scope: Message) -> Content:
         """Prometheus' text format, for all workers."""
-        text = self._lifecycle.metrics.exposition()
+        text = self._lifecycle.telemetry.metrics.exposition()
         return Content(text, b"text/plain; version=0.0.4; charset=utf-8")
 
     async def _cards(self, scope: Message) -> list[_ModelCard]:

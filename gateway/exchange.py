@@ -26,7 +26,7 @@ from gateway.relay import (
     stream_error,
 )
 from gateway.routing import PrefixIndex, choose, prefix_chain
-from gateway.telemetry import Metrics
+from gateway.telemetry import Telemetry
 from gateway.wire import NO_USAGE, RequestView, StreamScanner, Usage, engine_refusal, read_answer, scanner_for
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
     watch: ClientWatch
     outgoing: Outgoing
     fleet: Fleet
-    metrics: Metrics
+    telemetry: Telemetry
     clock: Clock
 
     async def run(self) -> None:
@@ -81,6 +81,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
         tried: set[Replica] = set()
         lost = busy = False
         while targets := [r for r in self.model.replicas if r.healthy and r not in tried]:
+            if self.watch.gone:  # left before its request was sent, or while a connection to a replica was made
+                raise Interrupted
             replica = choose(chain, self.prefixes, targets)
             tried.add(replica)
             self.call.replica = replica.name
@@ -91,6 +93,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
                 replica.healthy = False
                 self._note_retry(replica, "connect", error)
             except UpstreamLost as error:
+                if self.watch.gone:
+                    raise Interrupted from error
                 lost = True
                 self._note_retry(replica, "lost", error)
             else:
@@ -105,7 +109,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
 
     def _note_retry(self, replica: Replica, reason: str, error: Exception | None) -> None:
-        self.metrics.retries.labels(replica.name, reason).inc()
+        self.telemetry.metrics.retries.labels(replica.name, reason).inc()
         log.warning("replica %s: %s", replica.name, error or reason, extra={"data": {"request_id": self.call.id}})
 
     async def _stream(self, answer: Answer) -> None:

@@ -38,6 +38,10 @@ def serve(policies: Path, *, host: str, port: int, workers: int, settings: Setti
     """Serves until SIGTERM or SIGINT. Raises `PolicyError` and `StartError` before anything has been started."""
     telemetry.configure(settings.log_level)
     load(policies)
+    try:
+        telemetry.Tracing.from_environment().close()
+    except telemetry.TracingError as error:
+        raise StartError(str(error)) from error
     with listening(host, port) as sock, _store(settings) as redis_url:
         if workers == 1:
             _work(policies, settings, redis_url, sock)
