@@ -1,7 +1,9 @@
 """OpenTelemetry: a span per sampled request, made when it has ended, so that the others cost one comparison.
 
 Configured by OpenTelemetry's own environment: `OTEL_TRACES_EXPORTER` (`none`, `console`, `otlp`),
-`OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`. Attribute names follow the semantic conventions for generative AI. Never a prompt or an answer.
+`OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`.
+
+Attribute names follow the semantic conventions for generative AI. Never a prompt or an answer.
 """
 
 from __future__ import annotations
