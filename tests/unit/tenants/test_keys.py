@@ -6,7 +6,7 @@ import hashlib
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.tenants import (
@@ -92,6 +92,8 @@ def test_an_impossible_public_id_is_refused_with_the_reason(public_id: str, word
 
 
 @given(st.text(max_size=80))
+@example("mtok")
+@example("mtok-team")
 def test_a_tenant_of_any_name_gets_a_possible_id(tenant: str) -> None:
     """The id made for a tenant can always be one, whatever the tenant is called."""
     assert check_public_id(new_public_id(tenant)) is None
