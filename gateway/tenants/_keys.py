@@ -30,7 +30,7 @@ def new_key(public_id: str) -> str:
 def new_public_id(tenant: str) -> str:
     """A public id for a tenant that did not choose one: its name and six random characters."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", tenant).strip("-")[:40].strip("-") or "key"
-    if f"{name}-".startswith(PREFIX):
+    if f"{name}-".startswith("mtok-"):
         name = f"key-{name}"  # an id that begins like a key is taken for one
     suffix = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(6))
     return f"{name}-{suffix}"
