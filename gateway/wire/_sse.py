@@ -189,6 +189,8 @@ class _ResponseEvent(Struct):
 
 
 _response_event = msgspec.json.Decoder(_ResponseEvent)
+# Quotes inside JSON strings are escaped, so that no text an engine generates looks like a member.
+_response_delta = re.compile(rb'"type": ?"response\.[a-z_.]+\.delta"').search
 
 
 class ResponseScanner(StreamScanner):
@@ -200,7 +202,7 @@ class ResponseScanner(StreamScanner):
         self._deltas = 0
 
     def _event(self, block: bytes) -> bytes:
-        if b".delta" in block:
+        if _response_delta(block):
             self._deltas += 1
         elif b'"usage"' in block or b'"error"' in block:
             self._read(block)
@@ -236,6 +238,8 @@ class _MessageEvent(Struct):
 
 
 _message_event = msgspec.json.Decoder(_MessageEvent)
+_message_delta = re.compile(rb'"type": ?"content_block_delta"').search
+_message_stop = re.compile(rb'"type": ?"message_stop"').search
 
 
 class MessageScanner(StreamScanner):
@@ -247,9 +251,9 @@ class MessageScanner(StreamScanner):
         self._deltas = 0
 
     def _event(self, block: bytes) -> bytes:
-        if b"content_block_delta" in block:
+        if _message_delta(block):
             self._deltas += 1
-        elif b"message_stop" in block:
+        elif _message_stop(block):
             self.ended = True
         elif b'"usage"' in block or b'"error"' in block:
             self._read(block)
