@@ -39,7 +39,7 @@ from gateway.settings import Settings
 from gateway.store import EXACT_MAX
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable
-from gateway.wire import Endpoint, RequestView, add_fields, output_field, parse, set_fields
+from gateway.wire import Endpoint, RequestView, add_fields, merge_field, output_field, parse, set_fields
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ DISCONNECT = "mtok.disconnect"
 
 _ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
-_STREAM_OPTIONS = b'"stream_options":{"include_usage":true,"continuous_usage_stats":true}'
 _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"endpoint-load-metrics-format"})
 
 
@@ -246,15 +245,11 @@ def _engine_body(view: RequestView, body: bytes, model: ModelFleet, limits: Cont
     replaced: dict[str, object] = {}
     if view.stream and view.endpoint.has_stream_options:
         if view.sent_stream_options:
-            replaced["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+            body = merge_field(body, "stream_options", {"include_usage": True, "continuous_usage_stats": True})
         else:
             additions.append(_STREAM_OPTIONS)
     if limits.output_max is not None and view.output_tokens is None and view.endpoint.generates:
         replaced[output_field(view.endpoint)] = limits.output_max
     if view.model != model.spec.name:
         replaced["model"] = model.spec.name
-    if replaced:
-        body = set_fields(body, replaced)
-    if additions:
-        body = add_fields(body, b",".join(additions))
-    return body
+    return set_fields(body, replaced) if replaced else body

@@ -17,6 +17,9 @@ from gateway.errors import Refusal, Refused
 
 Count = Annotated[int, Meta(ge=1)]
 
+COMPLETION_TOKENS = 16
+"""What /v1/completions generates for a client that does not say: OpenAI's default and vLLM's. `null` is no default."""
+
 
 class Endpoint(Enum):
     """A relayed path and what it means to the meter."""
@@ -106,7 +109,7 @@ class _Completions(Struct):
     prompt_embeds: Raw | UnsetType = UNSET
     stream: bool | None = None
     stream_options: _StreamOptions | UnsetType | None = UNSET
-    max_tokens: Count | None = None
+    max_tokens: Count | None = COMPLETION_TOKENS
     n: Count | None = None
     best_of: Count | None = None
 
