@@ -1,4 +1,4 @@
-"""Every row of the refusal table, through real sockets: what the client reads, what is booked, that nothing is taken."""
+"""Every row of the refusal table, through real sockets: the answer, what is booked, and that nothing is taken."""
 
 from __future__ import annotations
 
