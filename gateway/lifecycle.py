@@ -39,7 +39,7 @@ from gateway.settings import Settings
 from gateway.store import EXACT_MAX
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable
-from gateway.wire import Endpoint, RequestView, add_fields, merge_field, output_field, parse, set_fields
+from gateway.wire import Endpoint, RequestView, ask_usage, output_field, parse, set_fields
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ DISCONNECT = "mtok.disconnect"
 """The ASGI extension by which the server takes a callback for the client's disconnect; see serving/_cycle.py."""
 
 _ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
+_STREAM_OPTIONS = b'"stream_options":{"include_usage":true,"continuous_usage_stats":true}'
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"endpoint-load-metrics-format"})
 
@@ -241,15 +242,13 @@ def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
 
 def _engine_body(view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits) -> bytes:
     """The client's body with what the gateway asks for: usage in streams, the tenant's bound, the model's own name."""
-    additions: list[bytes] = []
     replaced: dict[str, object] = {}
-    if view.stream and view.endpoint.has_stream_options:
-        if view.sent_stream_options:
-            body = merge_field(body, "stream_options", {"include_usage": True, "continuous_usage_stats": True})
-        else:
-            additions.append(_STREAM_OPTIONS)
     if limits.output_max is not None and view.output_tokens is None and view.endpoint.generates:
         replaced[output_field(view.endpoint)] = limits.output_max
     if view.model != model.spec.name:
         replaced["model"] = model.spec.name
-    return set_fields(body, replaced) if replaced else body
+    if replaced:
+        body = set_fields(body, replaced)
+    if view.stream and view.endpoint.has_stream_options:
+        body = ask_usage(body, client_set=view.sent_stream_options)
+    return body

@@ -14,7 +14,6 @@ __all__ = [
     "StreamScanner",
     "Usage",
     "add_fields",
-    "ask_usage",
     "engine_refusal",
     "merge_field",
     "output_field",

@@ -27,19 +27,6 @@ def merge_field(body: bytes, name: str, members: Mapping[str, object]) -> bytes:
     return set_fields(body, {name: {**(inner or {}), **members}})
 
 
-_ASK_USAGE = {"include_usage": True, "continuous_usage_stats": True}
-
-
-def ask_usage(body: bytes, *, client_set: bool) -> bytes:
-    """`body` with `stream_options` that make vLLM report usage in every chunk. `client_set`: it holds some already,
-    whose other members stay."""
-    if not client_set:
-        return add_fields(body, b'"stream_options":' + _encode(_ASK_USAGE))
-    sent = _members.decode(body)["stream_options"]
-    options: dict[str, object] = {} if bytes(sent) == b"null" else dict(_members.decode(sent))
-    return set_fields(body, {"stream_options": options | _ASK_USAGE})
-
-
 def set_fields(body: bytes, fields: Mapping[str, object]) -> bytes:
     """`body` with these members replaced or added; every other member keeps its bytes and its place.
 

@@ -33,7 +33,7 @@ SPLICED = b'{"stream_options":{"include_usage":true,"continuous_usage_stats":tru
     [
         (CHAT, EVERYTHING),
         ("/v1/completions", b'{"model":"tiny","prompt":"import os","max_tokens":6,"echo":true,"logprobs":1}'),
-        ("/v1/responses", b'{"model":"tiny","input":[{"role":"user","content":"x"}],"max_output_tokens":5,"store":false}'),
+        ("/v1/responses", b'{"model":"tiny","input":[{"role":"user","content":"x"}],"max_output_tokens":5,"x":false}'),
         ("/v1/messages", b'{"model":"tiny","max_tokens":5,"messages":[{"role":"user","content":"x"}],"system":"y"}'),
         ("/v1/embeddings", b'{"model":"tiny","input":["a","b"],"encoding_format":"base64"}'),
         ("/tokenize", b'{"model":"tiny","prompt":"import os"}'),
