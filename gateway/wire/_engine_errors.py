@@ -30,8 +30,12 @@ _body = msgspec.json.Decoder(_Body)
 _LOCATION = re.compile(r"'loc': (\((?:[^()']|'[^']*')*\)|'[^']*')")
 _MESSAGE = re.compile(r"""'msg': (?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
 _CONTEXT = re.compile(r"maximum context length|max_model_len|context window", re.IGNORECASE)
+_UNION_MEMBER = re.compile(r"\.[A-Z]\w*(?=\.|$)")
+"""pydantic puts the engine's class names into a location, one for each shape a value might have had."""
 _SUFFIX = re.compile(r"\s*\(parameter=[^()]*\)\s*$")
 _MAX_MESSAGE = 1000
+_MAX_SENTENCES = 4
+"""A message of a wrong shape fails against every shape there is: 22 complaints, of which the first few say it."""
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 422: "invalid_request"}
 
 
@@ -76,10 +80,8 @@ def _cleaned(message: str, param: str | None) -> tuple[str, str | None]:
             sentence = f"{where}: {reason}" if where else reason
             if sentence not in told:
                 told.append(sentence)
-        param = (
-            (param or "").removeprefix("body.").removeprefix("body") or (locations[0] if locations else None) or None
-        )
-        message = "; ".join(told)
+        param = _path(param or "") or (locations[0] if locations else None) or None
+        message = "; ".join(told[:_MAX_SENTENCES])
     message = message.split("\n\n  File ")[0].split("\n  File ")[0]
     return _SUFFIX.sub("", message)[:_MAX_MESSAGE], param
 
@@ -87,5 +89,9 @@ def _cleaned(message: str, param: str | None) -> tuple[str, str | None]:
 def _location(raw: str) -> str:
     """`('body', 'messages', 0)` or `'body.messages'` as `messages.0`."""
     parts = re.findall(r"'([^']*)'|(\d+)", raw)
-    path = ".".join(name or number for name, number in parts)
-    return path.removeprefix("body.").removeprefix("body")
+    return _path(".".join(name or number for name, number in parts))
+
+
+def _path(location: str) -> str:
+    """A location as the client knows it: without the body around it and the engine's classes in it."""
+    return _UNION_MEMBER.sub("", location.removeprefix("body.").removeprefix("body"))
