@@ -3,7 +3,7 @@
 from ._engine_errors import engine_refusal
 from ._readers import read_answer
 from ._requests import Endpoint, RequestView, output_field, parse
-from ._splice import add_fields, merge_field, set_fields
+from ._splice import add_fields, ask_usage, set_fields
 from ._sse import StreamScanner, scanner_for
 from ._usage import NO_USAGE, Usage
 
@@ -14,8 +14,8 @@ __all__ = [
     "StreamScanner",
     "Usage",
     "add_fields",
+    "ask_usage",
     "engine_refusal",
-    "merge_field",
     "output_field",
     "parse",
     "read_answer",

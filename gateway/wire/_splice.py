@@ -10,6 +10,9 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _optional_members = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 _encode = msgspec.json.Encoder().encode
 
+_ASK_USAGE = {"include_usage": True, "continuous_usage_stats": True}
+_STREAM_OPTIONS = b'"stream_options":' + _encode(_ASK_USAGE)
+
 
 def add_fields(body: bytes, fields: bytes) -> bytes:
     """`body` (a JSON object with at least one member) with `fields` (`"name":value,...`) put first.
@@ -20,11 +23,13 @@ def add_fields(body: bytes, fields: bytes) -> bytes:
     return b"%b%b,%b" % (body[:start], fields, body[start:])
 
 
-def merge_field(body: bytes, name: str, members: Mapping[str, object]) -> bytes:
-    """`body` with these members set in its object `name`, whose others stay; null or absent, it becomes `members`."""
-    present = _members.decode(body).get(name)
-    inner = _optional_members.decode(present) if present is not None else None
-    return set_fields(body, {name: {**(inner or {}), **members}})
+def ask_usage(body: bytes, *, client_set: bool) -> bytes:
+    """`body` with `stream_options` that make vLLM report usage in every chunk. `client_set`: it holds some already,
+    whose other members stay."""
+    if not client_set:
+        return add_fields(body, _STREAM_OPTIONS)
+    sent = _optional_members.decode(_members.decode(body)["stream_options"])
+    return set_fields(body, {"stream_options": {**(sent or {}), **_ASK_USAGE}})
 
 
 def set_fields(body: bytes, fields: Mapping[str, object]) -> bytes:
