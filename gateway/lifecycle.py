@@ -50,7 +50,6 @@ DISCONNECT = "mtok.disconnect"
 """The ASGI extension by which the server takes a callback for the client's disconnect; see serving/_cycle.py."""
 
 _ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
-_STREAM_OPTIONS = b'"stream_options":{"include_usage":true,"continuous_usage_stats":true}'
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"endpoint-load-metrics-format"})
 
