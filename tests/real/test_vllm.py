@@ -5,20 +5,34 @@ In the order in which they run: the last test kills a replica.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import signal
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
+import anthropic
+import httpx
 import openai
 import pytest
 
 from gateway.metering import UsageEvent
 from gateway.wire import NO_USAGE
-from tests.real.conftest import Counters, Served
+from tests.real.conftest import CONTEXT_TOKENS, MODEL, Counters, Engine, Served
 from tests.real.workload import Ask, Told, ask_all, ask_one, draw
 
 SEED = 20_261
 FINISHED, CUT_TOGETHER, CUT_ALONE = 400, 60, 40
 AT_ONCE = 16
+ABORT_S = 0.5
+HANG_UPS = 4
+RUNNING = {"include_usage": True, "continuous_usage_stats": True}
+HELLO = [{"role": "user", "content": "Hello"}]
+ENDLESS: dict[str, Any] = {"messages": HELLO, "max_tokens": 3000, "extra_body": {"ignore_eos": True}}
+"""An answer of many seconds, which only a hang-up ends."""
 
 
 def connected(served: Served, tenant: str) -> openai.AsyncOpenAI:
@@ -138,3 +152,253 @@ async def test_each_cut_request_is_billed_at_most_its_own(served: Served) -> Non
         f"of {generated} tokens generated {generated - billed} are not billed: {(generated - billed) / generated:.1%}"
     )
     assert not wrong, "billed more than was counted, or not recorded:\n" + "\n".join(wrong)
+
+
+async def engine_with(served: Served, running: int, timeout_s: float = 2.0) -> Engine | None:
+    """The busiest replica once all together run `running` requests; None when that does not come."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        counters = [await asyncio.to_thread(engine.counters) for engine in served.engines]
+        if sum(one.running for one in counters) == running:
+            return served.engines[max(range(len(counters)), key=lambda position: counters[position].running)]
+        await asyncio.sleep(0.01)
+    return None
+
+
+async def seconds_until_idle(served: Served) -> float:
+    """How long until no replica runs anything."""
+    started_s = time.monotonic()
+    assert await engine_with(served, 0, timeout_s=10), "a request that nobody waits for runs on"
+    return time.monotonic() - started_s
+
+
+async def quickest_hang_up(served: Served, hang_up: Callable[[str], Awaitable[bool]]) -> tuple[float, list[UsageEvent]]:
+    """Seconds from hanging up to idle engines, the least of several, and the events of the requests.
+
+    `hang_up` starts a request of that id and hangs up; False when it had ended before. With three processes on two
+    cores vLLM's API server at times does nothing for seconds but read its engine's tokens, and hears of no hang-up.
+    """
+    times_s: list[float] = []
+    events = []
+    for attempt in range(HANG_UPS):
+        request_id = f"hang-up-{time.time_ns()}-{attempt}"
+        ran = await hang_up(request_id)
+        took_s = await seconds_until_idle(served)
+        event = await asyncio.to_thread(served.event, "plain", request_id)
+        if ran and event.status != "ok":
+            times_s.append(took_s)
+            events.append(event)
+    assert times_s, f"none of {HANG_UPS} requests ran long enough to be hung up on"
+    print(f"\nhung up, idle after (ms): {', '.join(f'{one * 1000:.0f}' for one in times_s)}")
+    return min(times_s), events
+
+
+@pytest.mark.parametrize("read", [0, 1, 20])
+async def test_stream_that_is_hung_up_on_stops_at_the_engine(
+    served: Served, client: openai.AsyncOpenAI, read: int
+) -> None:
+    """`vllm:num_requests_running` is 0 again within 500 ms, and what was delivered is billed, exactly counted."""
+
+    async def hang_up(request_id: str) -> bool:
+        stream = await client.chat.completions.create(
+            model=MODEL, stream=True, extra_headers={"x-request-id": request_id}, **ENDLESS
+        )
+        for _ in range(read):
+            await anext(stream)
+        running = await engine_with(served, 1)
+        await stream.close()
+        return running is not None
+
+    took_s, events = await quickest_hang_up(served, hang_up)
+    assert took_s < ABORT_S
+    for event in events:
+        assert event.status == "client_gone"
+        assert event.usage.output_tokens >= read - 1, "the first event has no token"
+        assert not event.estimated
+
+
+@pytest.mark.parametrize("path", ["chat", "responses"])
+async def test_whole_answer_that_is_hung_up_on_stops_at_the_engine(
+    served: Served, client: openai.AsyncOpenAI, path: str
+) -> None:
+    """The same for an answer that is not streamed, of which nobody has said what it used."""
+
+    async def hang_up(request_id: str) -> bool:
+        headers = {"x-request-id": request_id}
+        endless = {"extra_headers": headers, "extra_body": {"ignore_eos": True}}
+        if path == "chat":
+            call = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=3000, **endless)
+        else:
+            call = client.responses.create(model=MODEL, input="Hello", max_output_tokens=3000, **endless)
+        task = asyncio.ensure_future(call)
+        running = await engine_with(served, 1)
+        if running is None or task.done():
+            await task
+            return False
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return True
+
+    took_s, events = await quickest_hang_up(served, hang_up)
+    assert took_s < ABORT_S
+    assert {(event.status, event.usage) for event in events} == {("client_gone", NO_USAGE)}
+
+
+async def test_refusals_are_the_sdks_exception_classes(served: Served, client: openai.AsyncOpenAI) -> None:
+    """401, 404, 400 and 429, with code and parameter."""
+    async with openai.AsyncOpenAI(base_url=served.base_url, api_key="mtok-nobody-xyz") as stranger:
+        with pytest.raises(openai.AuthenticationError, check=lambda e: e.code == "invalid_api_key"):
+            await stranger.chat.completions.create(model=MODEL, messages=HELLO)
+    with pytest.raises(openai.NotFoundError, check=lambda e: e.code == "model_not_found" and e.param == "model"):
+        await client.chat.completions.create(model="gpt-7", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, check=lambda e: e.param == "n"):
+        await client.chat.completions.create(model=MODEL, messages=HELLO, n=0)
+    async with connected(served, "hurried") as hurried:
+        await hurried.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
+        with pytest.raises(openai.RateLimitError, check=lambda e: e.code == "rate_limit_exceeded") as caught:
+            await hurried.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
+    assert float(caught.value.response.headers["retry-after"]) > 0
+    async with connected(served, "broke") as broke:
+        with pytest.raises(openai.RateLimitError, check=lambda e: e.code == "insufficient_quota"):
+            await broke.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=100)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_long_prompt_is_refused_with_the_engines_own_count(
+    served: Served, client: openai.AsyncOpenAI, stream: bool
+) -> None:
+    """400 `context_length_exceeded` says the tokens that the engine's tokenizer counts, template included."""
+    messages = [{"role": "user", "content": "import naïve 日本 " * 1500}]
+    answer = httpx.post(
+        f"{served.url}/tokenize",
+        json={"model": MODEL, "messages": messages},
+        headers={"Authorization": f"Bearer {served.keys['plain']}"},
+        timeout=30,
+    )
+    count = answer.json()["count"]
+    assert count > CONTEXT_TOKENS
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(model=MODEL, messages=messages, max_tokens=10, stream=stream)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+    assert str(count) in caught.value.message
+    assert str(CONTEXT_TOKENS) in caught.value.message
+
+
+async def test_the_longest_prompt_that_fits_is_served(served: Served, client: openai.AsyncOpenAI) -> None:
+    """One token below the context is an answer of one token; one more is refused."""
+    fits = [[7] * (CONTEXT_TOKENS - 1)]
+    answer = await client.completions.create(model=MODEL, prompt=fits, max_tokens=1)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == CONTEXT_TOKENS - 1
+    with pytest.raises(openai.BadRequestError, check=lambda e: e.code == "context_length_exceeded"):
+        await client.completions.create(model=MODEL, prompt=[[7] * CONTEXT_TOKENS], max_tokens=1)
+
+
+INVALID: dict[str, dict[str, Any]] = {
+    "temperature -1": {"temperature": -1},
+    "temperature as text": {"temperature": "hot"},
+    "a message without a role": {"messages": [{"content": "Hello"}]},
+    "an unknown role": {"messages": [{"role": "wizard", "content": [{"type": "teapot"}]}]},
+    "tools of a wrong shape": {"tools": [{"type": "function"}]},
+    "tool choice without tools": {"tool_choice": "required"},
+    "top_logprobs without logprobs": {"top_logprobs": 3},
+    "a response format nobody knows": {"response_format": {"type": "yaml"}},
+    "a JSON schema that is none": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    },
+    "a stop of a wrong type": {"stop": {"at": "once"}},
+    "a token out of the vocabulary": {"logit_bias": {"99999999": 1}},
+}
+INSIDES = (
+    "site-packages",
+    "Traceback",
+    'File "',
+    ".py",
+    "pydantic",
+    "'input':",
+    "'ctx':",
+    "errors.pydantic.dev",
+    "Param.",
+)
+
+
+@pytest.mark.parametrize("what", INVALID)
+async def test_the_engines_validation_errors_are_clean(client: openai.AsyncOpenAI, what: str) -> None:
+    """400 in OpenAI's shape, with something to read, and nothing of the engine's insides or of the request."""
+    body = {"messages": HELLO, "max_tokens": 2, **INVALID[what]}
+    secret = "sesame-1701"
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.post("/chat/completions", body={"model": MODEL, "user": secret, **body}, cast_to=object)
+    told = caught.value.response.json()["error"]
+    print(f"\n{what}: {told['message']!r} (param {told['param']})")
+    assert told["message"]
+    assert set(told) == {"message", "type", "param", "code"}
+    shown = caught.value.response.text
+    assert not [inside for inside in (*INSIDES, secret) if inside in shown], shown
+
+
+async def test_anthropic_sdk(served: Served) -> None:
+    """Messages, whole and streamed; counting agrees with what is billed."""
+    async with anthropic.AsyncAnthropic(base_url=served.url, api_key=served.keys["plain"], max_retries=0) as claude:
+        counted = await claude.messages.count_tokens(model=MODEL, messages=HELLO)
+        raw = await claude.messages.with_raw_response.create(model=MODEL, messages=HELLO, max_tokens=5)
+        answer = await raw.parse()
+        async with claude.messages.stream(model=MODEL, messages=HELLO, max_tokens=5) as stream:
+            text = "".join([part async for part in stream.text_stream])
+            final = await stream.get_final_message()
+            stream_id = stream.response.headers["x-request-id"]
+    assert final.content[0].text == text
+    for request_id, usage in ((raw.headers["x-request-id"], answer.usage), (stream_id, final.usage)):
+        event = served.event("plain", request_id)
+        assert event.usage.input_tokens == counted.input_tokens
+        assert event.usage.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+        assert event.usage.output_tokens == usage.output_tokens
+
+
+async def test_tokenize_is_relayed(served: Served) -> None:
+    """`/tokenize` for a permitted model; it is neither billed nor limited."""
+    before = served.usage_totals("plain")["input_tokens"]
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {served.keys['plain']}"}) as http:
+        answer = await http.post(f"{served.url}/tokenize", json={"model": MODEL, "prompt": "import self"})
+        refused = await http.post(f"{served.url}/tokenize", json={"model": "gpt-7", "prompt": "import self"})
+    assert answer.json()["count"] == len(answer.json()["tokens"]) > 0
+    assert refused.status_code == httpx.codes.NOT_FOUND
+    assert served.usage_totals("plain")["input_tokens"] == before
+
+
+async def test_stream_whose_replica_is_killed_ends_with_an_error_event(
+    served: Served, client: openai.AsyncOpenAI
+) -> None:
+    """Never a silent cut: the SDK raises, what was delivered is billed, and the other replica serves on."""
+    if served.engines[0].process is None:
+        pytest.skip("the replicas are not ours to kill: MTOK_REAL_VLLM_URLS is set")
+    stream = await client.chat.completions.create(
+        model=MODEL, stream=True, **{**ENDLESS, "extra_body": {**ENDLESS["extra_body"], "stream_options": RUNNING}}
+    )
+    delivered = 0
+    for _ in range(30):
+        usage = (await anext(stream)).usage
+        assert usage is not None
+        delivered = usage.completion_tokens
+    victim = await engine_with(served, 1)
+    assert victim is not None
+    assert victim.process is not None
+    os.killpg(victim.process.pid, signal.SIGKILL)
+    error: openai.APIError | None = None
+    try:
+        async for chunk in stream:
+            delivered = chunk.usage.completion_tokens if chunk.usage else delivered
+    except openai.APIError as raised:
+        error = raised
+    assert error is not None, "the stream ended as if it were complete"
+    assert error.code == "upstream_lost"
+    event = await asyncio.to_thread(served.event, "plain", stream.response.headers["x-request-id"])
+    assert (event.status, event.replica) == ("upstream_lost", victim.name)
+    assert event.usage.output_tokens == delivered
+    answers = await asyncio.gather(
+        *(client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=5) for _ in range(20))
+    )
+    assert len(answers) == 20
+    late = {served.event("plain", answer._request_id or "").replica for answer in answers}
+    assert late == {engine.name for engine in served.engines} - {victim.name}
