@@ -85,10 +85,10 @@ class Connection(asyncio.Protocol):
     async def read(self) -> bytes:
         """The next body bytes, all that have arrived; empty once the answer is complete."""
         while not self._chunks:
-            if self._fault is not None:
-                raise self._fault
             if self.complete:
                 return b""
+            if self._fault is not None:
+                raise self._fault
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
@@ -137,6 +137,9 @@ class Connection(asyncio.Protocol):
             self._fail(UpstreamLost(str(exc) if exc else "the replica closed the connection"))
 
     def data_received(self, data: bytes) -> None:
+        if self.complete:
+            self.abort()  # an answer nobody asked for: it must not become a part of the next one
+            return
         self.active_at = self._loop.time()
         try:
             self._parser.feed_data(data)
@@ -148,6 +151,10 @@ class Connection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ValueError("a second answer to one request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
