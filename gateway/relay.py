@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import Refusal
-from gateway.fleet import Connection, Replica
+from gateway.fleet import Connection, Replica, UpstreamLost
 from gateway.wire import Endpoint, StreamScanner
 
 Message = MutableMapping[str, Any]
@@ -187,7 +187,12 @@ async def pump_stream(answer: Answer, scanner: StreamScanner, outgoing: Outgoing
             held.append(out)
         elif out:
             await outgoing.write(out)
-        data = await answer.read()
+        try:
+            data = await answer.read()
+        except UpstreamLost:
+            if not scanner.ended:
+                raise
+            return b"".join((*held, scanner.finish()))  # every event was there; only the framing's end was not
 
 
 async def read_whole(answer: Answer) -> tuple[bytes, bool]:
@@ -219,7 +224,7 @@ def stream_error(endpoint: Endpoint, message: str, code: str) -> bytes:
     error = {"message": message, "type": "upstream_error", "param": None, "code": code}
     match endpoint:
         case Endpoint.RESPONSES:
-            return b"event: error\ndata: %b\n\n" % msgspec.json.encode({"type": "error", **error})
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode({**error, "type": "error"})
         case Endpoint.MESSAGES:
             return b"event: error\ndata: %b\n\n" % msgspec.json.encode({"type": "error", "error": error})
         case _:
