@@ -51,7 +51,7 @@ def questions(view: RequestView, body: bytes, model: str) -> list[tuple[str, byt
             raw = members.get("prompt" if view.endpoint is Endpoint.COMPLETIONS else "input")
             if raw is None or view.prompt_tokens is not None:
                 return []
-            prompts = [raw] if bytes(raw[:1]) == b'"' else _prompts.decode(raw)
+            prompts = [raw] if _is_string(raw) else _prompts.decode(raw)
             extra = {name: members[name] for name in ("add_special_tokens",) if name in members}
             return [("/tokenize", _encode({"model": model, "prompt": prompt, **extra})) for prompt in prompts]
         case Endpoint.MESSAGES:
@@ -65,12 +65,12 @@ def questions(view: RequestView, body: bytes, model: str) -> list[tuple[str, byt
 
 
 def _response_messages(members: dict[str, Raw]) -> list[dict[str, str]]:
-    raw = bytes(members["input"])
+    raw = members["input"]
     messages: list[dict[str, str]] = []
     instructions = members.get("instructions")
-    if instructions is not None and bytes(instructions[:1]) == b'"':
+    if instructions is not None and _is_string(instructions):
         messages.append({"role": "system", "content": msgspec.json.decode(instructions, type=str)})
-    if raw[:1] == b'"':
+    if _is_string(raw):
         return [*messages, {"role": "user", "content": msgspec.json.decode(raw, type=str)}]
     try:
         items = _items.decode(raw)
@@ -80,3 +80,7 @@ def _response_messages(members: dict[str, Raw]) -> list[dict[str, str]]:
         content = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
         messages.append({"role": item.role, "content": content})
     return messages
+
+
+def _is_string(raw: Raw) -> bool:
+    return bytes(raw).startswith(b'"')
