@@ -182,12 +182,15 @@ class Engine:
         elif request.path == "/v1/models":
             card = {"id": "tiny", "object": "model", "max_model_len": self.context_tokens}
             await as_json({"object": "list", "data": [card]})(talk, request)
-        elif request.path == "/tokenize" and request.headers.get("user-agent", "").startswith("python-httpx"):
+        elif request.path in ("/tokenize", "/v1/messages/count_tokens") and request.headers.get(
+            "user-agent", ""
+        ).startswith("python-httpx"):
             self.tokenized.append(request)
             if self.prompt_tokens is None:
                 await as_json({"detail": "Not Found"}, status=404)(talk, request)
             else:
-                await as_json({"count": self.prompt_tokens, "max_model_len": self.context_tokens})(talk, request)
+                name = "count" if request.path == "/tokenize" else "input_tokens"
+                await as_json({name: self.prompt_tokens})(talk, request)
         else:
             self.received.append(request)
             script = self.scripts.popleft() if self.scripts else self.script

@@ -224,6 +224,35 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers(engine: En
     await took_nothing(served)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "word " * 2000}, "prompt"),
+        ("/v1/completions", {"prompt": ["word", "word " * 2000]}, "prompt"),
+        ("/v1/responses", {"input": "word " * 2000, "instructions": "Be brief."}, "input"),
+        ("/v1/responses", {"input": [{"role": "user", "content": "word " * 2000}]}, "input"),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": "word " * 2000}], "system": "Be brief."},
+            "messages",
+        ),
+        ("/v1/embeddings", {"input": "word " * 2000}, "input"),
+    ],
+)
+async def test_every_endpoints_prompt_is_counted(
+    engine: Engine, start: Start, path: str, body: dict[str, Any], param: str
+) -> None:
+    """Whatever form a prompt has, the engine's tokenizer is asked and the refusal names the client's own field."""
+    engine.prompt_tokens = 5000
+    served = await start(engine, limits=LIMITS)
+    answer = await served.post({"model": "tiny", **body}, path)
+    error = await refused(served, answer, 400, "context_length_exceeded")
+    assert error["param"] == param
+    assert "5000 tokens" in error["message"]
+    assert engine.received == []
+    await took_nothing(served)
+
+
 async def test_a_prompt_far_over_the_context_is_refused_uncounted(engine: Engine, start: Start) -> None:
     """A prompt of 4 MB has more than 4096 tokens whatever they are, so nobody is asked to count."""
     served = await start(engine, limits=LIMITS)

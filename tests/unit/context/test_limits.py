@@ -1,0 +1,171 @@
+"""Bounds of a prompt's length: cheap, and never on the wrong side of the truth."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most, questions
+from gateway.wire import Endpoint, RequestView, parse
+
+TEXT = st.text(max_size=300) | st.text(alphabet='ab \u4e2d\U0001f600\x00"\\', max_size=300)
+ROLES = st.sampled_from(["user", "assistant", "system"])
+CHATS = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXT}), min_size=1, max_size=6)
+
+
+def chat_view(messages: list[dict[str, str]], *, escaped: bool = True, **fields: Any) -> RequestView:
+    body = json.dumps({"model": "tiny", "messages": messages, **fields}, ensure_ascii=escaped)
+    return parse(Endpoint.CHAT, body.encode())
+
+
+def byte_tokens(messages: list[dict[str, str]]) -> int:
+    """The most tokens any byte-level vocabulary makes of it: one per byte, and a template that spends four special
+    tokens a message and the role's letters besides."""
+    return sum(len(m["content"].encode()) + len(m["role"]) + 4 for m in messages) + 8
+
+
+@settings(max_examples=150, deadline=None)
+@given(messages=CHATS, escaped=st.booleans())
+def test_bounds_hold_for_the_worst_and_the_best_vocabulary(messages: list[dict[str, str]], escaped: bool) -> None:
+    """Least <= tokens <= most, for a vocabulary of single bytes and for one of 128-byte tokens."""
+    view = chat_view(messages, escaped=escaped)
+    worst = byte_tokens(messages)
+    best = sum(-(-len(m["content"].encode()) // 128) for m in messages)
+    assert least(view).total <= best
+    assert worst <= most(view).total
+    assert least(view).total <= estimate(view).total <= most(view).total
+    assert not least(view).exact
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompts=st.lists(TEXT, min_size=1, max_size=5))
+def test_bounds_hold_for_several_prompts(prompts: list[str]) -> None:
+    """Of several prompts the longest is bounded too: a limit that binds each prompt is never passed unseen."""
+    view = parse(Endpoint.COMPLETIONS, json.dumps({"model": "tiny", "prompt": prompts}).encode())
+    longest = max(len(prompt.encode()) for prompt in prompts)
+    assert longest <= most(view).longest
+    assert least(view).longest <= -(-longest // 128) + 1
+    assert sum(len(prompt.encode()) for prompt in prompts) <= most(view).total
+
+
+@given(ids=st.lists(st.lists(st.integers(0, 10**6), min_size=1, max_size=20), min_size=1, max_size=5))
+def test_token_ids_are_exact(ids: list[list[int]]) -> None:
+    """Least, most and estimate of token ids are their number."""
+    view = parse(Endpoint.COMPLETIONS, json.dumps({"model": "tiny", "prompt": ids}).encode())
+    exact = PromptSize(total=sum(map(len, ids)), longest=max(map(len, ids)), exact=True)
+    assert least(view) == most(view) == estimate(view) == exact
+
+
+LIMITS = st.none() | st.integers(1, 3000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(messages=CHATS, context=LIMITS, input_max=LIMITS, output_max=LIMITS, tokens=st.none() | st.integers(1, 3000))
+def test_the_bounds_decide_only_what_they_may(
+    messages: list[dict[str, str]],
+    context: int | None,
+    input_max: int | None,
+    output_max: int | None,
+    tokens: int | None,
+) -> None:
+    """What the lower bound refuses the exact count refuses; what the upper bound lets through the exact count does."""
+    view = chat_view(messages, max_tokens=tokens)
+    limits = ContextLimits(context=context, input_max=input_max, output_max=output_max)
+    count = min(max(least(view).total, 3 * len(messages)), most(view).total)
+    exact = PromptSize(total=count, longest=count, exact=True)
+    if check(view, least(view), limits) is not None:
+        assert check(view, exact, limits) is not None
+    if check(view, most(view), limits) is None:
+        assert check(view, exact, limits) is None
+    refusal = check(view, exact, limits)
+    too_long = (
+        (output_max is not None and (tokens or 0) > output_max)
+        or (input_max is not None and count > input_max)
+        or (context is not None and count + (tokens or 1) > context)
+    )
+    assert (refusal is not None) == too_long
+    if refusal is not None:
+        assert (refusal.status, refusal.code) == (400, "context_length_exceeded")
+        assert refusal.param in ("messages", "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("asked", "context", "output_max", "expected"),
+    [(None, None, None, 0), (None, 100, None, 90), (None, 100, 50, 50), (20, 100, 50, 20), (None, 5, None, 1)],
+)
+def test_the_most_an_answer_may_be(
+    asked: int | None, context: int | None, output_max: int | None, expected: int
+) -> None:
+    """The smallest of what the client, the tenant and the context allow; at least one token."""
+    view = chat_view([{"role": "user", "content": "x"}], max_tokens=asked)
+    limits = ContextLimits(context=context, input_max=None, output_max=output_max)
+    assert output_most(view, 10, limits) == expected
+
+
+def test_embeddings_have_no_answer() -> None:
+    """A prompt that fills the context is served where nothing is generated."""
+    view = parse(Endpoint.EMBEDDINGS, json.dumps({"model": "tiny", "input": [1] * 100}).encode())
+    limits = ContextLimits(context=100, input_max=None, output_max=10)
+    assert check(view, least(view), limits) is None
+    assert output_most(view, 100, limits) == 0
+    assert check(view, least(view), ContextLimits(context=99, input_max=None, output_max=None)) is not None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "param"),
+    [
+        (Endpoint.CHAT, "messages"),
+        (Endpoint.COMPLETIONS, "prompt"),
+        (Endpoint.RESPONSES, "input"),
+        (Endpoint.MESSAGES, "messages"),
+        (Endpoint.EMBEDDINGS, "input"),
+    ],
+)
+def test_the_refusal_names_the_endpoints_own_field(endpoint: Endpoint, param: str) -> None:
+    """A prompt that is too long is called what the client called it."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x"}
+    view = parse(endpoint, json.dumps(body).encode())
+    size = PromptSize(total=100, longest=100, exact=True)
+    refusal = check(view, size, ContextLimits(context=50, input_max=None, output_max=None))
+    assert refusal is not None
+    assert refusal.param == param
+    assert "50 tokens" in refusal.message
+    assert "100 tokens" in refusal.message
+
+
+# What an engine's tokenizer is asked.
+
+
+def asked(endpoint: Endpoint, **body: Any) -> list[tuple[str, Any]]:
+    raw = json.dumps({"model": "small", **body}).encode()
+    return [(path, json.loads(question)) for path, question in questions(parse(endpoint, raw), raw, "tiny")]
+
+
+def test_questions_to_the_tokenizer() -> None:
+    """Each endpoint's prompt is asked about as the engine would build it, under the model's own name."""
+    messages = [{"role": "user", "content": "x"}]
+    assert asked(Endpoint.CHAT, messages=messages, tools=[{}], temperature=1) == [
+        ("/tokenize", {"model": "tiny", "messages": messages, "tools": [{}]})
+    ]
+    assert asked(Endpoint.COMPLETIONS, prompt=["a", "b"], add_special_tokens=False) == [
+        ("/tokenize", {"model": "tiny", "prompt": "a", "add_special_tokens": False}),
+        ("/tokenize", {"model": "tiny", "prompt": "b", "add_special_tokens": False}),
+    ]
+    assert asked(Endpoint.COMPLETIONS, prompt=[1, 2]) == []
+    assert asked(Endpoint.EMBEDDINGS, input="a") == [("/tokenize", {"model": "tiny", "prompt": "a"})]
+    assert asked(Endpoint.MESSAGES, messages=messages, system="s", max_tokens=5) == [
+        ("/v1/messages/count_tokens", {"model": "tiny", "messages": messages, "system": "s"})
+    ]
+    parts = [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}]
+    assert asked(Endpoint.RESPONSES, input=parts, instructions="i") == [
+        (
+            "/tokenize",
+            {"model": "tiny", "messages": [{"role": "system", "content": "i"}, {"role": "user", "content": "ab"}]},
+        )
+    ]
+    assert asked(Endpoint.RESPONSES, input=[{"type": "function_call_output", "output": "x"}]) == []
+    assert asked(Endpoint.TOKENIZE, prompt="x") == []
