@@ -120,7 +120,9 @@ class Exchange(Struct, frozen=True, kw_only=True):
         except (UpstreamLost, Interrupted) as error:
             usage, estimated = await self._usage_at_cut(scanner)
             if self.watch.gone:
-                await self.reservation.settle(Outcome("client_gone", usage, estimated=estimated))
+                # SDKs hang up at an error event: then it was the engine that ended the answer, not its client.
+                left: Status = "engine_error" if scanner.failed else "client_gone"
+                await self.reservation.settle(Outcome(left, usage, estimated=estimated))
                 return
             code = "shutdown" if isinstance(error, Interrupted) else "upstream_lost"
             log.warning("stream lost: %s", error or code, extra={"data": {"request_id": self.call.id}})
