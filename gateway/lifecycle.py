@@ -33,7 +33,7 @@ from gateway.metering import Ledger
 from gateway.policy import Policies, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, read_body
-from gateway.relay import ClientWatch, Message, Outgoing, Receive, Send
+from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, Send
 from gateway.routing import PrefixIndex
 from gateway.settings import Settings
 from gateway.store import EXACT_MAX
@@ -45,9 +45,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT_TOKENS = 512
 """Tokens/min held for an answer whose client named no bound; the difference is settled when it is known."""
-
-DISCONNECT = "mtok.disconnect"
-"""The ASGI extension by which the server takes a callback for the client's disconnect; see serving/_cycle.py."""
 
 _ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
@@ -97,7 +94,8 @@ class Lifecycle:
         call = Call(request_id(given), endpoint, self.clock.now_ms())
         if b"traceparent" in given:
             call.traceparent = given[b"traceparent"].decode("latin-1")
-        outgoing = Outgoing(send)
+        client: Client = scope["extensions"][CLIENT]
+        outgoing = Outgoing(send, client)
         if self.draining:
             await outgoing.refuse(refusals.DRAINING, call.answer_headers())
             return
@@ -113,7 +111,7 @@ class Lifecycle:
             async with self._reserve(
                 call, identity.tenant, view=view, model=model, limits=limits, size=size
             ) as reservation:
-                with ClientWatch(scope["extensions"][DISCONNECT], self._running) as watch:
+                with ClientWatch(client, self._running) as watch:
                     exchange = Exchange(
                         call=call,
                         view=view,

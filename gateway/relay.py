@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -44,21 +44,37 @@ _HOP_BY_HOP = frozenset(
 )
 
 
+CLIENT = "mtok.client"
+"""The ASGI extension by which the server hands over its `Client`."""
+
+
+class Client(Protocol):
+    """What the server offers beyond ASGI, where that costs a task or a coroutine per token."""
+
+    def call_when_gone(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called when the client leaves before its answer is complete."""
+
+    def write_nowait(self, body: bytes) -> bool:
+        """Writes a part of the answer's body. False: the connection is full now."""
+
+    async def room(self) -> None:
+        """Returns when the connection has room, or is gone."""
+
+
 class ClientWatch:
     """Knows when the client has gone, and closes the engine's connection at that moment.
 
-    `when_gone` is the server's: it takes a callback for the disconnect. Waiting for ASGI's `receive` instead would be
-    a task per request, 10 µs.
+    The server calls back. Waiting for ASGI's `receive` instead would be a task per request, 10 µs.
     """
 
     __slots__ = ("_connection", "_running", "gone")
 
-    def __init__(self, when_gone: Callable[[Callable[[], None]], None], running: set[ClientWatch]) -> None:
+    def __init__(self, client: Client, running: set[ClientWatch]) -> None:
         """`running` holds every watch that is in use, so that all can be interrupted together."""
         self.gone = False
         self._connection: Connection | None = None
         self._running = running
-        when_gone(self._on_gone)
+        client.call_when_gone(self._on_gone)
 
     def __enter__(self) -> ClientWatch:
         self._running.add(self)
@@ -115,6 +131,10 @@ class Answer:
         """More of the body; empty at its end."""
         return await self._connection.read()
 
+    async def push(self, sink: Callable[[bytes], bool]) -> None:
+        """More of the body, as it comes, until its end or until `sink` is full and says so by False."""
+        await self._connection.push(sink)
+
     def close(self) -> None:
         self.replica.in_flight -= 1
         self.replica.release(self._connection)
@@ -142,10 +162,12 @@ async def open_answer(replica: Replica, head: bytes, body: bytes, watch: ClientW
 class Outgoing:
     """The answer on its way to the client; its head leaves with its first bytes."""
 
-    __slots__ = ("_head", "_send", "started")
+    __slots__ = ("_client", "_head", "_send", "started")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, client: Client | None = None) -> None:
+        """`client` is needed for streams only."""
         self._send = send
+        self._client = client
         self._head: Message = {}
         self.started = False
 
@@ -153,11 +175,25 @@ class Outgoing:
         """Sets the head, which can be set anew until something has been sent."""
         self._head = {"type": "http.response.start", "status": status, "headers": headers}
 
-    async def write(self, data: bytes, *, more: bool = True) -> None:
-        """Returns when the client's connection has room again."""
+    async def start(self) -> None:
+        """From here on the head is fixed."""
         if not self.started:
             self.started = True
             await self._send(self._head)
+
+    def write_nowait(self, data: bytes) -> bool:
+        """Writes a part of an answer that has been started. False: the client's connection is full, wait for `room`."""
+        assert self._client is not None
+        return self._client.write_nowait(data)
+
+    async def room(self) -> None:
+        """Returns when the client's connection has room, or is gone."""
+        assert self._client is not None
+        await self._client.room()
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Returns when the client's connection has room again."""
+        await self.start()
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def end(self, data: bytes = b"") -> None:
@@ -177,22 +213,25 @@ def json_head(content: bytes) -> Headers:
 
 async def pump_stream(answer: Answer, scanner: StreamScanner, outgoing: Outgoing) -> bytes:
     """Relays a stream up to its last event, which it returns: the caller settles, then sends it."""
-    data = answer.first
     held: list[bytes] = []
-    while True:
+
+    def sink(data: bytes) -> bool:
         out = scanner.feed(data)
-        if answer.complete:
-            return b"".join((*held, out, scanner.finish()))
-        if scanner.ended:
+        if scanner.ended or answer.complete:
             held.append(out)
-        elif out:
-            await outgoing.write(out)
-        try:
-            data = await answer.read()
-        except UpstreamLost:
-            if not scanner.ended:
-                raise
-            return b"".join((*held, scanner.finish()))  # every event was there; only the framing's end was not
+            return True
+        return not out or outgoing.write_nowait(out)
+
+    await outgoing.start()
+    sink(answer.first)
+    try:
+        while not answer.complete:
+            await outgoing.room()
+            await answer.push(sink)
+    except UpstreamLost:
+        if not scanner.ended:
+            raise  # else every event was there; only the framing's end was not
+    return b"".join((*held, scanner.finish()))
 
 
 async def read_whole(answer: Answer) -> tuple[bytes, bool]:

@@ -8,6 +8,7 @@ engine waits; so a stream never holds more than that plus one read.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import httptools
@@ -25,7 +26,7 @@ class Interrupted(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """Call `send`, then `read` until `drained`. Not for concurrent use.
+    """Call `send`, then `read` or `push` until `drained`. Not for concurrent use.
 
     `lost` tells whether the connection can carry another exchange. Reads raise `UpstreamLost` when the replica ends
     early and `Interrupted` after `interrupt()`.
@@ -35,10 +36,12 @@ class Connection(asyncio.Protocol):
         "_buffered",
         "_chunks",
         "_fault",
+        "_full",
         "_head_bytes",
         "_loop",
         "_parser",
         "_paused",
+        "_sink",
         "_transport",
         "_until_close",
         "_waiter",
@@ -64,6 +67,8 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         self._head_bytes = 0
         self._paused = False
+        self._full = False
+        self._sink: Callable[[bytes], bool] | None = None
         self._until_close = True
         self._fault: Exception | None = None
         self.status = 0
@@ -94,13 +99,42 @@ class Connection(asyncio.Protocol):
                 await self._waiter
             finally:
                 self._waiter = None
+        return self._take()
+
+    async def push(self, sink: Callable[[bytes], bool]) -> None:
+        """Gives `sink` the body as it is read, without waking a task each time, until the answer is complete or `sink`
+        returns False: it is full, and nothing is read from the engine until the next call. Raises as `read` does.
+        """
+        if self._chunks and not sink(self._take()):
+            return
+        self._full = False
+        self._resume_reading()
+        while not (self.complete or self._full):
+            if self._fault is not None:
+                raise self._fault
+            self._sink = sink
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._sink = self._waiter = None
+
+    def _take(self) -> bytes:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
+        self._resume_reading()
+        return data
+
+    def _resume_reading(self) -> None:
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
-        return data
+
+    def _pause_reading(self) -> None:
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
 
     @property
     def drained(self) -> bool:
@@ -147,9 +181,17 @@ class Connection(asyncio.Protocol):
             self._fail(UpstreamLost(f"the replica's answer is not HTTP: {error}"))
             self.abort()
             return
-        if self._buffered > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if self._sink is not None and self._chunks:
+            try:
+                self._full = not self._sink(self._take())
+            except Exception as error:  # the one who waits must hear of it, not the event loop
+                self._fail(error)
+                self.abort()
+                return
+            if self._full:
+                self._pause_reading()
+        elif self._buffered > HIGH_WATER_BYTES:
+            self._pause_reading()
         self._wake()
 
     def on_message_begin(self) -> None:
@@ -188,5 +230,6 @@ class Connection(asyncio.Protocol):
 
     def _wake(self) -> None:
         waiter = self._waiter
-        if waiter is not None and not waiter.done() and (self._chunks or self.complete or self._fault is not None):
+        over = self.complete or self._full or self._fault is not None
+        if waiter is not None and not waiter.done() and (over or self._chunks):
             waiter.set_result(None)

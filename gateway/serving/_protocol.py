@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from gateway import refusals
 from gateway.errors import Refusal
-from gateway.lifecycle import DISCONNECT
+from gateway.relay import CLIENT
 
 from ._cycle import Cycle
 
@@ -133,7 +133,7 @@ class BoundedProtocol(HttpToolsProtocol):
         before = self.cycle
         cycle = Cycle(self, scope, keep_alive=http_version != "1.0" and self.parser.should_keep_alive())
         cycle.expects_continue = self.expect_100_continue
-        scope["extensions"] = {DISCONNECT: cycle.call_when_gone}
+        scope["extensions"] = {CLIENT: cycle}
         self.cycle = cycle
         if before is None or before.response_complete:
             self._start(cycle)
