@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -85,6 +86,45 @@ class Engine:
     def name(self) -> str:
         """The replica's name in events."""
         return self.url.removeprefix("http://")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is ours and runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """Ends the replica with all its processes, at once."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill_core(self) -> None:
+        """Ends the engine behind its API server."""
+        self._signal("EngineCore", signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Holds the computing process: nothing more is generated, all else goes on."""
+        self._signal("Worker", signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Ends a pause."""
+        self._signal("Worker", signal.SIGCONT)
+
+    def yield_cores(self) -> None:
+        """Lets everything else go before the computing process. Where all share two cores the API server otherwise
+        does nothing for seconds but read tokens, and hears neither a hang-up nor a scrape."""
+        for pid in self._processes("Worker"):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 15)
+
+    def _signal(self, name: str, what: signal.Signals) -> None:
+        for pid in self._processes(name):
+            os.kill(pid, what)
+
+    def _processes(self, name: str) -> list[int]:
+        assert self.process is not None
+        found = [pid for pid in _descendants(self.process.pid) if name in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert found, f"{self.url} has no process named {name}"
+        return found
 
     def counters(self) -> Counters:
         found = dict(_SERIES.findall(self.http.get(f"{self.url}/metrics").text))
@@ -180,6 +220,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, 
             started.append(Engine(f"http://127.0.0.1:{port}", process))
         for engine in started:
             _wait_for(engine, logs)
+            engine.yield_cores()
         yield started[0], started[1]
 
 
@@ -221,3 +262,11 @@ def _wait_for(engine: Engine, logs: Path) -> None:
         assert engine.process.poll() is None, f"vLLM ended while it started; see {logs}"
         assert time.monotonic() < deadline_s, f"vLLM did not start within {START_TIMEOUT_S:g} s; see {logs}"
         time.sleep(0.5)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *_descendants(int(child))]
+    return found
