@@ -93,7 +93,7 @@ class Gateway:
             )
             metrics.before_flush(lambda: _refresh(metrics, fleet, ledger))
             pages = Pages(lifecycle, redis)
-            self._relayed.update({endpoint.value: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
+            self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
             self._pages.routes[:] = [
                 Route("/v1/models", Page(pages.models)),
                 Route("/v1/models/{name:path}", Page(pages.model)),

@@ -50,7 +50,7 @@ class Call:
             tenant=self.tenant,
             key=self.key,
             model=self.model,
-            endpoint=self.endpoint.value,
+            endpoint=self.endpoint.path,
             status=outcome.status,
             replica=self.replica,
             code=outcome.code,

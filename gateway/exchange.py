@@ -86,7 +86,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
             replica = choose(chain, self.prefixes, targets)
             tried.add(replica)
             self.call.replica = replica.name
-            head = replica.head(self.call.endpoint.value, request_id, len(self.body), self.passed_on)
+            head = replica.head(self.call.endpoint.path, request_id, len(self.body), self.passed_on)
             try:
                 answer = await open_answer(replica, head, self.body, self.watch)
             except ConnectFailed as error:

@@ -39,7 +39,7 @@ from gateway.settings import Settings
 from gateway.store import EXACT_MAX
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable
-from gateway.wire import Endpoint, RequestView, ask_usage, output_field, parse, set_fields
+from gateway.wire import Endpoint, RequestView, ask_usage, parse, set_fields
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ def _engine_body(view: RequestView, body: bytes, model: ModelFleet, limits: Cont
     """The client's body with what the gateway asks for: usage in streams, the tenant's bound, the model's own name."""
     replaced: dict[str, object] = {}
     if limits.output_max is not None and view.output_tokens is None and view.endpoint.generates:
-        replaced[output_field(view.endpoint)] = limits.output_max
+        replaced[view.endpoint.output_field] = limits.output_max
     if view.model != model.spec.name:
         replaced["model"] = model.spec.name
     if replaced:

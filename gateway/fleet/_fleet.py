@@ -48,9 +48,12 @@ class ModelFleet:
     @property
     def context_tokens(self) -> int | None:
         """The policy's context, else the smallest any replica has told; None until one has."""
-        if self.spec.context_tokens is not None:
-            return self.spec.context_tokens
-        return min((r.context_tokens for r in self.replicas if r.context_tokens is not None), default=None)
+        told = self.spec.context_tokens
+        if told is None:
+            for replica in self.replicas:
+                if replica.context_tokens is not None and (told is None or replica.context_tokens < told):
+                    told = replica.context_tokens
+        return told
 
     def healthy(self) -> list[Replica]:
         return [replica for replica in self.replicas if replica.healthy]

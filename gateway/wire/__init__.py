@@ -2,7 +2,7 @@
 
 from ._engine_errors import engine_refusal
 from ._readers import read_answer
-from ._requests import Endpoint, RequestView, output_field, parse
+from ._requests import Endpoint, RequestView, parse
 from ._splice import add_fields, ask_usage, set_fields
 from ._sse import StreamScanner, scanner_for
 from ._usage import NO_USAGE, Usage
@@ -16,7 +16,6 @@ __all__ = [
     "add_fields",
     "ask_usage",
     "engine_refusal",
-    "output_field",
     "parse",
     "read_answer",
     "scanner_for",

@@ -22,7 +22,10 @@ COMPLETION_TOKENS = 16
 
 
 class Endpoint(Enum):
-    """A relayed path and what it means to the meter."""
+    """A relayed path and what it means to the meter.
+
+    What is read per request is set once as plain attributes: an enum's own `value` and hash are Python calls.
+    """
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
@@ -32,30 +35,16 @@ class Endpoint(Enum):
     TOKENIZE = "/tokenize"
     COUNT_TOKENS = "/v1/messages/count_tokens"
 
-    @property
-    def generates(self) -> bool:
-        """Whether an answer holds output tokens."""
-        return self in _GENERATES
-
-    @property
-    def computes(self) -> bool:
-        """Whether it takes GPU time, so that its tokens are limited and billed."""
-        return self is not Endpoint.TOKENIZE and self is not Endpoint.COUNT_TOKENS
-
-    @property
-    def has_stream_options(self) -> bool:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.has_stream_options = path in ("/v1/chat/completions", "/v1/completions")
         """Whether usage in a stream has to be asked for, with OpenAI's `stream_options`."""
-        return self is Endpoint.CHAT or self is Endpoint.COMPLETIONS
-
-
-_GENERATES = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES})
-
-_OUTPUT_FIELD = {
-    Endpoint.CHAT: "max_tokens",
-    Endpoint.COMPLETIONS: "max_tokens",
-    Endpoint.RESPONSES: "max_output_tokens",
-    Endpoint.MESSAGES: "max_tokens",
-}
+        self.generates = self.has_stream_options or path in ("/v1/responses", "/v1/messages")
+        """Whether an answer holds output tokens."""
+        self.computes = self.generates or path == "/v1/embeddings"
+        """Whether it takes GPU time, so that its tokens are limited and billed."""
+        self.output_field = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+        """The field that bounds an answer when the client named none."""
 
 
 class RequestView(Struct, frozen=True, kw_only=True, gc=False):
@@ -351,8 +340,3 @@ def _invalid(message: str) -> Refused:
 
 def _bad(param: str | None, message: str) -> Refused:
     return Refused(Refusal(status=400, code="invalid_request", message=message, param=param))
-
-
-def output_field(endpoint: Endpoint) -> str:
-    """The field that bounds this endpoint's answer when the client named none."""
-    return _OUTPUT_FIELD[endpoint]
