@@ -40,8 +40,11 @@ class Call:
     headers: Headers = field(default_factory=list)
 
     def answer_headers(self) -> Headers:
-        """What every answer to this call carries."""
-        return [(b"x-request-id", self.id.encode()), *self.headers]
+        """What every answer to this call carries. Anthropic's SDK looks for its own name of the request id."""
+        request_id = self.id.encode()
+        if self.endpoint is Endpoint.MESSAGES:
+            return [(b"x-request-id", request_id), (b"request-id", request_id), *self.headers]
+        return [(b"x-request-id", request_id), *self.headers]
 
     def event(self, outcome: Outcome, *, now_ms: int, cost_nanousd: int = 0, price_epoch: str = "") -> UsageEvent:
         """The usage event of this call, ended so, now."""

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 PROBE_INTERVAL_S = 2.0
 """Each probe costs this worker 4 ms of CPU; a replica that refuses connections is noticed at once, by a request."""
 PROBE_TIMEOUT_S = 2.0
+PROBES_MISSED_MAX = 3
+"""An API server busy with a burst of prompts is late for seconds; only so many late answers in a row are an outage."""
 TOKENIZE_TIMEOUT_S = 5.0
 SILENCE_S = 600.0
 """A replica that sends nothing for so long counts as lost: the SDKs give up after the same 600 s."""
@@ -62,7 +64,13 @@ class ModelFleet:
 class Fleet:
     """Owns every replica's connections and the task that watches them. Use it as an async context manager."""
 
-    def __init__(self, models: Iterable[ModelSpec], *, probe_interval_s: float = PROBE_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        models: Iterable[ModelSpec],
+        *,
+        probe_interval_s: float = PROBE_INTERVAL_S,
+        probe_timeout_s: float = PROBE_TIMEOUT_S,
+    ) -> None:
         by_url: dict[str, Replica] = {}
         self.models: dict[str, ModelFleet] = {}
         for spec in models:
@@ -70,7 +78,7 @@ class Fleet:
             self.models[spec.name] = ModelFleet(spec, replicas)
         self.replicas = list(by_url.values())
         self._probe_interval_s = probe_interval_s
-        self._http = httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False)
+        self._http = httpx.AsyncClient(timeout=probe_timeout_s, trust_env=False)
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Fleet:
@@ -127,6 +135,10 @@ class Fleet:
             healthy = answer.status_code == httpx.codes.OK
             if healthy and replica.context_tokens is None:
                 replica.context_tokens = await self._context_of(replica)
+            replica.probes_missed = 0
+        except httpx.TimeoutException:
+            replica.probes_missed += 1
+            healthy = replica.healthy and replica.probes_missed < PROBES_MISSED_MAX
         except httpx.HTTPError:
             healthy = False
         if healthy != replica.healthy:

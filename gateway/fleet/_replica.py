@@ -35,6 +35,7 @@ class Replica:
         self.name = f"{self.host}:{self.port}"
         self.in_flight = 0
         self.healthy = False
+        self.probes_missed = 0
         self.context_tokens: int | None = None
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._host_header = parts.netloc.encode()

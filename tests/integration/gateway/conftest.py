@@ -11,6 +11,7 @@ import pytest
 import uvloop
 from redis.asyncio import Redis
 
+from gateway.clock import Clock
 from tests.integration.gateway.engine import Engine, running
 from tests.integration.gateway.serving import Served, policies, serve
 
@@ -43,10 +44,12 @@ async def start(tmp_path: Path, redis: Redis, valkey_url: str) -> AsyncIterator[
     """Starts gateways that stop when the test ends: `await start(engine, limits={...}, settings={...})`."""
     async with AsyncExitStack() as stack:
 
-        async def start(*engines: Engine, settings: dict[str, Any] | None = None, **document: Any) -> Served:
+        async def start(
+            *engines: Engine, clock: Clock | None = None, settings: dict[str, Any] | None = None, **document: Any
+        ) -> Served:
             chosen = policies(*engines, **document)
             return await stack.enter_async_context(
-                serve(chosen, tmp_path / "policies", redis, valkey_url, **(settings or {}))
+                serve(chosen, tmp_path / "policies", redis, valkey_url, clock=clock, **(settings or {}))
             )
 
         yield start

@@ -17,6 +17,7 @@ import yaml
 from redis.asyncio import Redis
 
 from gateway.app import Gateway
+from gateway.clock import Clock, SystemClock
 from gateway.policy import hash_key, load
 from gateway.serving._protocol import BoundedProtocol
 from gateway.serving._server import DrainingServer
@@ -130,9 +131,19 @@ async def eventually(look: Callable[[], Any]) -> Any:
             await asyncio.sleep(0.002)
 
 
+class StoppedClock(SystemClock):
+    """Wall time stands still, so that no limit refills while a test runs, however slowly."""
+
+    def __init__(self) -> None:
+        self._now_ms = super().now_ms()
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+
 @asynccontextmanager
 async def serve(
-    document: dict[str, Any], directory: Path, redis: Redis, url: str, **settings: Any
+    document: dict[str, Any], directory: Path, redis: Redis, url: str, *, clock: Clock | None = None, **settings: Any
 ) -> AsyncIterator[Served]:
     """Serves these policies on an ephemeral port, as `mtok serve` does."""
     directory.mkdir(exist_ok=True)
@@ -140,7 +151,7 @@ async def serve(
     chosen = Settings(
         data_dir=directory / "data", admin_key_sha256=hash_digest(ADMIN_KEY), **{"read_timeout_s": 5.0, **settings}
     )
-    gateway = Gateway(load(directory), chosen, url)
+    gateway = Gateway(load(directory), chosen, url, clock=clock)
     protocol = type("Protocol", (BoundedProtocol,), {"read_timeout_s": chosen.read_timeout_s})
     config = uvicorn.Config(
         gateway.asgi,
@@ -172,7 +183,10 @@ async def serve(
                 listener.close()
             for connection in list(server.server_state.connections):
                 connection.transport.abort()
-            await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+            if tasks := list(server.server_state.tasks):
+                _, left = await asyncio.wait(tasks, timeout=1)
+                for task in left:
+                    task.cancel()
             await server.lifespan.shutdown()
 
 
