@@ -53,6 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self._running: Cycle | None = None
         self._arriving = False
         self._in_head = True
         self._head_bytes = 0
@@ -69,10 +70,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-        if self.cycle is not None:
-            self.cycle.gone()
-        for cycle, _ in self.pipeline:
-            cycle.gone()  # type: ignore[attr-defined]
+        # The newest request, the one that runs, and those in line between them.
+        for cycle in {self.cycle, self._running, *(waiting for waiting, _ in self.pipeline)}:
+            if cycle is not None:
+                cycle.gone()  # type: ignore[union-attr]
         self.flow.resume_writing()
         self.parser = None  # type: ignore[assignment]
 
@@ -177,7 +178,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answers what never reached the application, unless an answer is already on its way."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        running = self._running
+        # Behind a request that still runs, an answer would be taken for that one's.
+        if running is None or running.response_complete or (running is self.cycle and not running.response_started):
             content = refusal.body()
             head = [
                 STATUS_LINE[refusal.status],
@@ -190,6 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _start(self, cycle: Cycle) -> None:
+        self._running = cycle
         cycle.task = task = self.loop.create_task(cycle.run(self.app))
         self.tasks.add(task)
 
