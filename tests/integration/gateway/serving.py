@@ -85,8 +85,8 @@ class Served:
         return connect(self.port)
 
     async def usage(self) -> dict[str, Any]:
-        """The tenant's own report over the last hours."""
-        answer = await self.get("/v1/usage")
+        """The tenant's own report over the last hours, this second included: `end` is exclusive."""
+        answer = await self.get(f"/v1/usage?end={self.gateway.clock.now_ms() // 1000 + 1}")
         assert answer.status == 200, answer.body
         report: dict[str, Any] = answer.json
         return report
