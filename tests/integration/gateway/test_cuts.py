@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway import relay
+from gateway.store import TenantKeys
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import (
     Conversation,
@@ -398,3 +399,57 @@ async def test_the_drain_deadline(engine: Engine, start: Start) -> None:
     assert sorted(event["status"] for event in events) == ["upstream_lost", "upstream_lost"]
     assert sorted(event["usage"]["output_tokens"] if "usage" in event else 0 for event in events) == [0, 5]
     await everything_is_back(served, used=14)
+
+
+# Settled before it ends.
+
+
+@pytest.mark.parametrize("name", ["chat", "stream_cont"])
+async def test_no_answer_ends_before_it_is_booked(engine: Engine, start: Start, name: str) -> None:
+    """The last bytes wait for the ledger: while Redis takes no writes no answer ends; then its event is there."""
+    said = recording(name)
+    pause_s = 0.4
+    asked = asyncio.Event()
+
+    async def script(talk: Conversation, request: Received) -> None:
+        asked.set()
+        await paused.wait()
+        await said.script()(talk, request)
+
+    paused = asyncio.Event()
+    engine.script = script
+    served = await start(engine)
+    async with served.connect() as client:
+        client.post(CHAT, STREAMED if said.is_stream else ASKED, key=served.key)
+        await asked.wait()
+        await served.redis.client_pause(int(pause_s * 1000), all=False)
+        began_s = asyncio.get_running_loop().time()
+        paused.set()
+        answer = await client.answer()
+        assert asyncio.get_running_loop().time() - began_s > pause_s * 0.9
+        assert await served.redis.xlen(TenantKeys("acme").events) == 1
+    assert answer.complete
+
+
+async def test_every_event_is_sent_on_before_the_next_has_come(engine: Engine, start: Start) -> None:
+    """Nothing is held back but the end: the engine says the next event only once the client has read the one before."""
+    read = asyncio.Semaphore(1)
+
+    async def script(talk: Conversation, _: Received) -> None:
+        talk.stream()
+        for event in recording("stream_cont").events:
+            await read.acquire()
+            talk.chunk(event)
+        talk.end()
+
+    engine.script = script
+    served = await start(engine)
+    async with served.connect() as client:
+        client.post(CHAT, STREAMED, key=served.key)
+        await client.head()
+        for _ in range(6):
+            assert (await client.chunk()).count(b"\n\n") == 1
+            read.release()
+        read.release()  # the usage event, which is the gateway's alone
+        assert await client.chunk() == DONE
+        assert await client.chunk() == b""
