@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint format test-real bench lock clean
+.PHONY: install run test lint format test-real bench lock clean
+
+install: $(VENV)/.installed
 
 run: $(VENV)/.installed
 	@exec $(BIN)/mtok demo

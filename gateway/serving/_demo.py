@@ -52,20 +52,20 @@ Mtok is ready.
 
 With curl:
 
-  curl {url}/v1/chat/completions \\
-    -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+curl {url}/v1/chat/completions \\
+  -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
 With the OpenAI SDK (pip install openai):
 
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="{key}")
-  answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])
-  print(answer.choices[0].message.content, answer.usage)
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="{key}")
+answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])
+print(answer.choices[0].message.content, answer.usage)
 
 What it used and cost:
 
-  curl {url}/v1/usage -H 'Authorization: Bearer {key}'
+curl {url}/v1/usage -H 'Authorization: Bearer {key}'
 
 Ctrl-C stops everything.
 """
