@@ -171,16 +171,12 @@ class Connection(asyncio.Protocol):
             self._fail(UpstreamLost(str(exc) if exc else "the replica closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        if self.complete:
-            self.abort()  # an answer nobody asked for: it must not become a part of the next one
-            return
         self.active_at = self._loop.time()
+        broken: Exception | None = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(UpstreamLost(f"the replica's answer is not HTTP: {error}"))
-            self.abort()
-            return
+            broken = error
         if self._sink is not None and self._chunks:
             try:
                 self._full = not self._sink(self._take())
@@ -192,10 +188,14 @@ class Connection(asyncio.Protocol):
                 self._pause_reading()
         elif self._buffered > HIGH_WATER_BYTES:
             self._pause_reading()
-        self._wake()
+        if broken is None:
+            self._wake()
+            return
+        self._fail(UpstreamLost(f"the replica's answer is not HTTP: {broken}"))  # after what was still readable
+        self.abort()
 
     def on_message_begin(self) -> None:
-        if self.complete:
+        if self.complete:  # nobody asked for this one: it must not become a part of the next answer
             raise ValueError("a second answer to one request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
