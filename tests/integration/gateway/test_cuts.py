@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway import relay
+from gateway import exchange, relay
 from gateway.store import TenantKeys
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import (
@@ -219,21 +219,32 @@ async def test_an_engine_that_dies_after_the_last_event(engine: Engine, start: S
 
 
 @pytest.mark.parametrize("body", [b"garbage", b"zz\r\n", b"-5\r\n"])
-async def test_an_engine_whose_framing_breaks(engine: Engine, start: Start, body: bytes) -> None:
-    """Bytes that are no chunk end the stream as a death does."""
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_an_engine_whose_framing_breaks(engine: Engine, start: Start, body: bytes, at_once: bool) -> None:
+    """Bytes that are no chunk end the stream as a death does; what came before them, in the same read too, counts."""
+    read = asyncio.Event()
 
     async def script(talk: Conversation, _: Received) -> None:
         talk.stream()
         talk.chunk(chunk(0, "x", 9, 1))
-        await talk.room()
-        talk.write(body + b"\r\n")
+        await read.wait()
+        more = chunk(0, "y", 9, 2) if at_once else b""
+        talk.write((b"%x\r\n%b\r\n" % (len(more), more) if more else b"") + body + b"\r\n")
 
     engine.script = script
     served = await start(engine)
-    answer = await served.post(STREAMED)
-    assert b'"upstream_lost"' in answer.body
-    assert answer.body.endswith(DONE)
-    assert (await served.event())["usage"]["output_tokens"] == 1
+    async with served.connect() as client:
+        client.post(CHAT, STREAMED, key=served.key)
+        await client.head()
+        got = await client.chunk()
+        read.set()
+        while part := await client.chunk():
+            got += part
+    delivered = [chunk(0, "x", 9, 1), *([chunk(0, "y", 9, 2)] if at_once else [])]
+    assert got.startswith(b"".join(RUNNING_USAGE.sub(b"", one) for one in delivered))
+    assert b'"upstream_lost"' in got
+    assert got.endswith(DONE)
+    assert (await served.event())["usage"]["output_tokens"] == len(delivered)
 
 
 async def test_a_responses_stream_cut(engine: Engine, start: Start) -> None:
@@ -323,6 +334,25 @@ async def test_an_error_event_in_mid_stream(engine: Engine, start: Start) -> Non
     assert event["status"] == "engine_error"
     assert event["usage"]["output_tokens"] == 2
     await everything_is_back(served, used=11)
+
+
+async def test_a_failure_of_ours(
+    engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even a mistake in the gateway gives back what was reserved, is booked as what it is, and says 500 without why."""
+    served = await start(engine, limits=LIMITS)
+
+    def fail(_: bytes) -> list[int]:
+        raise ValueError("secret detail")
+
+    monkeypatch.setattr(exchange, "prefix_chain", fail)
+    answer = await served.post()
+    assert (answer.status, answer.error["code"]) == (500, "internal_error")
+    assert b"secret" not in answer.body
+    assert "secret detail" in caplog.text
+    event = await served.event()
+    assert (event["status"], event["code"]) == ("upstream_lost", "internal_error")
+    await everything_is_back(served)
 
 
 # The gateway stops.
@@ -425,10 +455,14 @@ async def test_no_answer_ends_before_it_is_booked(engine: Engine, start: Start, 
         await served.redis.client_pause(int(pause_s * 1000), all=False)
         began_s = asyncio.get_running_loop().time()
         paused.set()
-        answer = await client.answer()
+        await client.head()
+        last = b""
+        while not last.endswith(DONE if said.is_stream else b"}"):
+            async with asyncio.timeout(10):
+                last += await client.reader.read(65536)
+            last = last.removesuffix(b"\r\n0\r\n\r\n").removesuffix(b"\r\n")
         assert asyncio.get_running_loop().time() - began_s > pause_s * 0.9
         assert await served.redis.xlen(TenantKeys("acme").events) == 1
-    assert answer.complete
 
 
 async def test_every_event_is_sent_on_before_the_next_has_come(engine: Engine, start: Start) -> None:

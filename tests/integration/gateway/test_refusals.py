@@ -422,6 +422,18 @@ async def test_headers_that_trickle_in_are_408(engine: Engine, start: Start, sta
     assert 0.25 < took_s < 2
 
 
+@pytest.mark.parametrize("lines", [f"x-large: {'a' * 70_000}\r\n", "a: b\r\n" * 12_000, "x" * 70_000])
+async def test_headers_without_end_are_431(engine: Engine, start: Start, lines: str) -> None:
+    """Headers are bounded as bodies are: 64 KiB, whether one is too long or there are too many."""
+    served = await start(engine)
+    async with served.connect() as client:
+        client.send(f"POST {CHAT} HTTP/1.1\r\nhost: g\r\n{lines}".encode())
+        answer = await client.answer()
+        assert (answer.status, answer.error["code"]) == (431, "headers_too_large")
+        assert "65536 bytes" in answer.error["message"]
+        await client.ended()
+
+
 async def test_a_body_that_trickles_in_is_408(engine: Engine, start: Start) -> None:
     """A body that is not complete by the deadline is answered 408; the engine never hears of it."""
     served = await start(engine, limits=LIMITS, settings={"read_timeout_s": 0.3})
