@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import Any
 
@@ -334,3 +335,22 @@ async def test_garbage_behind_a_request(engine: Engine, start: Start, caplog: py
     assert (await served.event())["status"] in ("ok", "client_gone")
     await eventually(lambda: not served.server.server_state.tasks)
     assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
+CHUNKED_FOR_ALL = pytest.mark.xfail(reason="Cycle sends chunks to clients of HTTP/1.0 too", strict=True)
+
+
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=CHUNKED_FOR_ALL)])
+async def test_a_client_of_http_1_0(engine: Engine, start: Start, stream: bool) -> None:
+    """It knows no chunks: a stream is sent plain and ends with the connection."""
+    engine.script = recording("stream" if stream else "chat").script()
+    served = await start(engine)
+    body = json.dumps(ASKED | {"stream": stream}).encode()
+    async with served.connect() as client:
+        head = f"POST {CHAT} HTTP/1.0\r\nauthorization: Bearer {served.key}\r\ncontent-length: {len(body)}\r\n\r\n"
+        client.send(head.encode() + body)
+        told, _, got = (await client.ended()).partition(b"\r\n\r\n")
+    assert told.startswith(b"HTTP/1.1 200")
+    assert b"transfer-encoding" not in told
+    assert b"connection: close" in told
+    assert got == recording("stream" if stream else "chat").body
