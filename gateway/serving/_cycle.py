@@ -145,7 +145,9 @@ class Cycle:
         await self._protocol.flow.drain()
 
     def _encode_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        self._chunked = self.scope["method"] != "HEAD" and status not in {204, 304}
+        # HTTP/1.0 knows no chunks: there the end of the connection is the end of the answer.
+        has_body = self.scope["method"] != "HEAD" and status not in {204, 304}
+        self._chunked = has_body and self.scope["http_version"] != "1.0"
         lines = [STATUS_LINE[status]]
         for name, value in self._protocol.server_state.default_headers:
             lines.append(b"%b: %b\r\n" % (name, value))

@@ -337,10 +337,7 @@ async def test_garbage_behind_a_request(engine: Engine, start: Start, caplog: py
     assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
-CHUNKED_FOR_ALL = pytest.mark.xfail(reason="Cycle sends chunks to clients of HTTP/1.0 too", strict=True)
-
-
-@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=CHUNKED_FOR_ALL)])
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_of_http_1_0(engine: Engine, start: Start, stream: bool) -> None:
     """It knows no chunks: a stream is sent plain and ends with the connection."""
     engine.script = recording("stream" if stream else "chat").script()
