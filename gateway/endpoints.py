@@ -31,7 +31,7 @@ class Relayed:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
-            await _refuse(refusals.wrong_method(scope["method"], scope["path"], "POST"), scope, send)
+            await _refuse_method("POST", scope, send)
             return
         await self._lifecycle.serve(self._endpoint, scope, receive, send)
 
@@ -53,7 +53,7 @@ class Page:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await _refuse(refusals.wrong_method(scope["method"], scope["path"], "GET"), scope, send)
+            await _refuse_method("GET", scope, send)
             return
         try:
             content = await self._show(scope)
@@ -66,7 +66,7 @@ class Page:
             head = [
                 (b"content-type", content.content_type),
                 (b"content-length", b"%d" % len(content.body)),
-                (b"x-request-id", request_id(dict(scope["headers"])).encode()),
+                _request_id_header(scope),
             ]
             await send({"type": "http.response.start", "status": content.status, "headers": head})
             await send({"type": "http.response.body", "body": content.body})
@@ -79,7 +79,16 @@ async def unknown(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def _refuse(refusal: Refusal, scope: Message, send: Send) -> None:
-    await Outgoing(send).refuse(refusal, [(b"x-request-id", request_id(dict(scope["headers"])).encode())])
+    await Outgoing(send).refuse(refusal, [_request_id_header(scope)])
+
+
+async def _refuse_method(allowed: str, scope: Message, send: Send) -> None:
+    refusal = refusals.wrong_method(scope["method"], scope["path"], allowed)
+    await Outgoing(send).refuse(refusal, [_request_id_header(scope), (b"allow", allowed.encode())])
+
+
+def _request_id_header(scope: Message) -> tuple[bytes, bytes]:
+    return b"x-request-id", request_id(dict(scope["headers"])).encode()
 
 
 class _ModelCard(msgspec.Struct):

@@ -137,6 +137,11 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     @property
+    def paused(self) -> bool:
+        """Whether the engine is not being read, since the client does not read either."""
+        return self._paused
+
+    @property
     def drained(self) -> bool:
         """Whether the answer is complete and all of it has been read."""
         return self.complete and not self._chunks

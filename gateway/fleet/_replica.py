@@ -82,13 +82,13 @@ class Replica:
             connection.abort()
 
     def sweep(self, *, now_s: float, silence_s: float) -> None:
-        """Closes idle connections past their time and ends exchanges in which nothing has arrived for `silence_s`."""
+        """Closes idle connections past their time and ends exchanges in which the engine was silent for `silence_s`."""
         fresh = [c for c in self._idle if not c.lost and now_s - c.active_at < IDLE_TTL_S]
         for connection in set(self._idle).difference(fresh):
             connection.abort()
         self._idle = fresh
         for connection in list(self._busy):
-            if now_s - connection.active_at > silence_s:
+            if now_s - connection.active_at > silence_s and not connection.paused:
                 connection.expire(f"{self.name} sent nothing for {silence_s:g} s")
 
     def close(self) -> None:

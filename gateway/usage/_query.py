@@ -66,7 +66,7 @@ def _parse(query_string: bytes, now_s: int) -> UsageQuery:
             raise _bad(name, f"{name} is given twice; send it once.")
         else:
             single[name] = value
-    end_s = _time("end", single["end"]) if "end" in single else now_s
+    end_s = _time("end", single["end"]) if "end" in single else now_s + 1  # exclusive, and now belongs to it
     start_s = _time("start", single["start"]) if "start" in single else max(0, end_s - DEFAULT_SPAN_S)
     if start_s >= end_s:
         if start_s >= now_s and "end" not in single:

@@ -103,6 +103,7 @@ async def test_a_wrong_method_is_405(engine: Engine, start: Start, method: str, 
     served = await start(engine)
     answer = await served.say(f"{method} {path} HTTP/1.1\r\ncontent-length: 0\r\n\r\n")
     assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == allowed
     assert allowed in answer.error["message"]
 
 

@@ -12,26 +12,28 @@ from gateway.errors import Refusal
 from gateway.usage import UsageQuery, parse_query
 
 NOW = 1_790_000_000  # 2026-09-21T14:13:20Z
+END = NOW + 1
+"""The end is exclusive, and what has just happened belongs to the answer."""
 
 
 @pytest.mark.parametrize(
     ("query", "asked"),
     [
-        (b"", UsageQuery(start_s=NOW - 86_400, end_s=NOW, bucket="1h")),
+        (b"", UsageQuery(start_s=END - 86_400, end_s=END, bucket="1h")),
         (b"start=1789990000&end=1790000000", UsageQuery(start_s=1_789_990_000, end_s=NOW, bucket="1h")),
-        (b"start=2026-09-21T13:00:00Z", UsageQuery(start_s=1_789_995_600, end_s=NOW, bucket="1h")),
-        (b"start=2026-09-21T15:00:00%2B02:00", UsageQuery(start_s=1_789_995_600, end_s=NOW, bucket="1h")),
-        (b"start=2026-09-21T15:00:00+02:00", UsageQuery(start_s=1_789_995_600, end_s=NOW, bucket="1h")),
-        (b"start=2026-09-21", UsageQuery(start_s=1_789_948_800, end_s=NOW, bucket="1h")),
+        (b"start=2026-09-21T13:00:00Z", UsageQuery(start_s=1_789_995_600, end_s=END, bucket="1h")),
+        (b"start=2026-09-21T15:00:00%2B02:00", UsageQuery(start_s=1_789_995_600, end_s=END, bucket="1h")),
+        (b"start=2026-09-21T15:00:00+02:00", UsageQuery(start_s=1_789_995_600, end_s=END, bucket="1h")),
+        (b"start=2026-09-21", UsageQuery(start_s=1_789_948_800, end_s=END, bucket="1h")),
         (b"end=1789999999&bucket=1m", UsageQuery(start_s=1_789_913_599, end_s=1_789_999_999, bucket="1m")),
-        (b"bucket=1d&start=1759276800", UsageQuery(start_s=1_759_276_800, end_s=NOW, bucket="1d")),
-        (b"group_by=key,model", UsageQuery(start_s=NOW - 86_400, end_s=NOW, bucket="1h", group_by=("model", "key"))),
+        (b"bucket=1d&start=1759276800", UsageQuery(start_s=1_759_276_800, end_s=END, bucket="1d")),
+        (b"group_by=key,model", UsageQuery(start_s=END - 86_400, end_s=END, bucket="1h", group_by=("model", "key"))),
         (
             b"group_by[]=model&group_by[]=key",
-            UsageQuery(start_s=NOW - 86_400, end_s=NOW, bucket="1h", group_by=("model", "key")),
+            UsageQuery(start_s=END - 86_400, end_s=END, bucket="1h", group_by=("model", "key")),
         ),
-        (b"group_by=key&group_by=key", UsageQuery(start_s=NOW - 86_400, end_s=NOW, bucket="1h", group_by=("key",))),
-        (b"tenant=acme", UsageQuery(start_s=NOW - 86_400, end_s=NOW, bucket="1h", tenant="acme")),
+        (b"group_by=key&group_by=key", UsageQuery(start_s=END - 86_400, end_s=END, bucket="1h", group_by=("key",))),
+        (b"tenant=acme", UsageQuery(start_s=END - 86_400, end_s=END, bucket="1h", tenant="acme")),
     ],
 )
 def test_what_is_asked(query: bytes, asked: UsageQuery) -> None:
