@@ -15,7 +15,6 @@ from gateway.fleet import Fleet
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger
 from gateway.policy import Policies
-from gateway.pricing import Price
 from gateway.relay import Message, Receive, Send
 from gateway.settings import Settings
 from gateway.store import client
@@ -76,14 +75,9 @@ class Gateway:
             stack.callback(tracing.close)
             ledger = await stack.enter_async_context(Ledger(redis, now_ms=clock.now_ms))
             fleet = await stack.enter_async_context(Fleet(policies.models.values()))
-            prices = {
-                name: Price.of(model.price, epoch=policies.price_epoch)
-                for name, model in policies.models.items()
-                if model.price is not None
-            }
             lifecycle = self._lifecycle = Lifecycle(
                 policies=policies,
-                prices=prices,
+                prices=policies.prices,
                 fleet=fleet,
                 keys=keys,
                 ledger=ledger,

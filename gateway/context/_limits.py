@@ -66,8 +66,8 @@ def check(view: RequestView, size: PromptSize, limits: ContextLimits) -> Refusal
             f"Set '{view.output_field}' to at most {limits.output_max}.",
             view.output_field,
         )
-    counted = f"{'' if size.exact else 'at least '}{size.total} tokens"
     if limits.input_max is not None and size.total > limits.input_max:
+        counted = f"{'' if size.exact else 'at least '}{size.total} tokens"
         return _refusal(
             f"Your prompt has {counted}, but your limit is {limits.input_max} input tokens. Shorten the prompt.",
             _prompt_param(view),

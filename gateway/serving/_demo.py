@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 
@@ -76,7 +75,7 @@ def demo(*, host: str, port: int, workers: int, settings: Settings) -> None:
     with listening(host, port):
         pass
     key = new_key("demo")
-    with _replicas(settings.data_dir) as urls:
+    with _replicas() as urls:
         policies = settings.data_dir / "demo" / "policies"
         policies.mkdir(parents=True, exist_ok=True)
         document = _POLICIES.format(model=MODEL, first=urls[0], second=urls[1], sha256=hash_key(key))
@@ -88,7 +87,7 @@ def demo(*, host: str, port: int, workers: int, settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _replicas(data_dir: Path) -> Iterator[list[str]]:
+def _replicas() -> Iterator[list[str]]:
     """Two simulated replicas, in sessions of their own: Ctrl-C must not take them from answers that still run."""
     ports = [_free_port() for _ in range(2)]
     processes = []
