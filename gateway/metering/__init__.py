@@ -1,37 +1,49 @@
 """What did it use: the usage event, and the ledger that reserves before a request runs and books when it has ended."""
 
-from ._event import Status, UsageEvent
+from ._event import EVENT_VERSION, FailedAttempt, Status, UsageEvent
 from ._ledger import Ledger, LedgerStatistics, wall_clock_ms
 from ._settings import LEASE_RENEW_S, LEASE_TTL_S, LedgerSettings
 from ._sums import (
-    BUCKET_KEPT_S,
     CACHED,
     COST,
+    ENGINE_INPUT,
     ESTIMATED,
     INPUT,
     OUTPUT,
+    PARTS,
     REFUSED_PREFIX,
     REQUESTS,
+    UNDELIVERED_INPUT_MAX,
+    UNDELIVERED_OUTPUT_MAX,
+    Dimensions,
+    dimensions,
     split_field,
     sum_field,
 )
 
 __all__ = [
-    "BUCKET_KEPT_S",
     "CACHED",
     "COST",
+    "ENGINE_INPUT",
     "ESTIMATED",
+    "EVENT_VERSION",
     "INPUT",
     "LEASE_RENEW_S",
     "LEASE_TTL_S",
     "OUTPUT",
+    "PARTS",
     "REFUSED_PREFIX",
     "REQUESTS",
+    "UNDELIVERED_INPUT_MAX",
+    "UNDELIVERED_OUTPUT_MAX",
+    "Dimensions",
+    "FailedAttempt",
     "Ledger",
     "LedgerSettings",
     "LedgerStatistics",
     "Status",
     "UsageEvent",
+    "dimensions",
     "split_field",
     "sum_field",
     "wall_clock_ms",

@@ -267,6 +267,7 @@ class TenantAccount:
             events_max=self._settings.events_max,
             events=[entry.packed for entry in entries if entry.event is not None],
             settlements=settlements,
+            bucket_kept_s=self._settings.bucket_kept_s,
             usage=usage_sums(entry.event for entry in entries if entry.event is not None),
         )
         if not self._unbooked:

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from gateway.wire import Usage
 
-Status = Literal["ok", "client_gone", "upstream_lost", "engine_error", "refused"]
+Status = Literal["ok", "client_gone", "upstream_lost", "engine_error", "gateway_lost", "refused", "correction"]
+
+EVENT_VERSION: Final = 2
+"""Version 1 had no `v`. A reader takes every version up to its own; new fields have defaults."""
 
 
-class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
+class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An attempt at another replica that failed before this request's answer: the platform's loss, billed to nobody.
+
+    `input_tokens` is the most it can have burnt there; a replica that refused the connection burnt nothing.
+    """
+
+    replica: str
+    code: str
+    input_tokens: int = 0
+
+
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request used and cost. Times are Unix milliseconds, money is nano-dollars.
 
     `id` is the request id the client, the engine and the log know. `code` is the refusal's or error's code. `estimated`
-    says that not every count came from the engine. `cached_tokens` of an answer that was cut are unknown to vLLM and 0.
+    says that not every count came from the engine, `cached_predicted` that the cached share is what the prefix index
+    expected, since vLLM tells it only at the end. `samples` is how often the engine counts the prompt. `user` and
+    `tags` are what the client's request said of itself, for splitting usage.
+
+    An answer that was cut may have cost the engine more than was delivered and billed: at most `undelivered_input_max`
+    and `undelivered_output_max` tokens more. `gateway_lost` is an answer whose gateway died; it was billed at its last
+    checkpoint. A `correction` refers to the event it corrects and holds the difference, which may be negative.
     """
 
+    v: int = EVENT_VERSION
     id: str
     tenant: str
     key: str
@@ -28,9 +49,18 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
     code: str = ""
     usage: Usage = Usage()
     estimated: bool = False
+    cached_predicted: bool = False
     cost_nanousd: int = 0
     price_epoch: str = ""
     arrived_ms: int
     admitted_ms: int = 0
     first_token_ms: int = 0
     ended_ms: int
+    samples: int = 1
+    undelivered_input_max: int = 0
+    undelivered_output_max: int = 0
+    failed_attempts: tuple[FailedAttempt, ...] = ()
+    user: str = ""
+    tags: dict[str, str] = {}
+    corrects: str = ""
+    reason: str = ""

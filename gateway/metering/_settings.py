@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.store import BucketSize
+
+DAY_S: Final = 86_400
 
 LEASE_TTL_S = 10.0
 LEASE_RENEW_S = 3.0
@@ -24,8 +30,11 @@ class LedgerSettings:
     events_max: int = 100_000
     lease_ttl_s: float = LEASE_TTL_S
     lease_renew_s: float = LEASE_RENEW_S
-    producer_ttl_s: int = 7 * 86_400
-    budget_ttl_s: int = 400 * 86_400
+    producer_ttl_s: int = 7 * DAY_S
+    budget_ttl_s: int = 400 * DAY_S
+    bucket_kept_s: Mapping[BucketSize, int] = field(
+        default_factory=lambda: {"1m": 7 * DAY_S, "1h": 120 * DAY_S, "1d": 0}
+    )
 
     def __post_init__(self) -> None:
         assert self.lease_renew_s * 3 <= self.lease_ttl_s, "two lost renewals must not cost a lease"

@@ -1,16 +1,14 @@
-"""Usage sums: what the minute, hour and day buckets hold, by model, key and metric."""
+"""Usage sums: what the minute, hour and day buckets hold, by everything usage can be split by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode
 
 from gateway.store import BUCKET_SECONDS, BucketSize, UsageSums
 
 from ._event import UsageEvent
-
-BUCKET_KEPT_S: Final[dict[BucketSize, int]] = {"1m": 7 * 86_400, "1h": 120 * 86_400, "1d": 0}
-"""How long a bucket is kept after it was first written, in seconds; 0 is for ever."""
 
 REQUESTS: Final = "requests"
 INPUT: Final = "input"
@@ -19,48 +17,97 @@ OUTPUT: Final = "output"
 COST: Final = "cost_nanousd"
 ESTIMATED: Final = "estimated"
 REFUSED_PREFIX: Final = "refused:"
+ENGINE_INPUT: Final = "engine_input"
+"""Input tokens the engine counted beyond `input`: it counts a prompt once per sample."""
+UNDELIVERED_INPUT_MAX: Final = "undelivered_input_max"
+UNDELIVERED_OUTPUT_MAX: Final = "undelivered_output_max"
+PARTS: Final = {
+    "cache_write": "input_cache_write_tokens",
+    "input_audio": "input_audio_tokens",
+    "input_image": "input_image_tokens",
+    "reasoning": "output_reasoning_tokens",
+    "output_audio": "output_audio_tokens",
+}
+"""Metrics of parts that few engines tell apart, and their names in `Usage`."""
+
+_NOTHING: Final = dict.fromkeys(
+    (REQUESTS, INPUT, CACHED, OUTPUT, COST, ESTIMATED, ENGINE_INPUT, UNDELIVERED_INPUT_MAX, UNDELIVERED_OUTPUT_MAX), 0
+)
+_SEPARATOR: Final = "\x1f"
 
 
-def sum_field(model: str, key: str, metric: str) -> str:
-    """A bucket's field. Read it back from the right: a model's name may hold anything."""
-    return f"{model}|{key}|{metric}"
+class Dimensions(NamedTuple):
+    """What usage can be split by. `tags` is a query string, its names in order, such as `app=chat&team=search`."""
+
+    model: str
+    key: str
+    endpoint: str = ""
+    status: str = ""
+    replica: str = ""
+    user: str = ""
+    tags: str = ""
+
+    def tag(self, name: str) -> str:
+        """One tag's value; empty when the request did not carry it."""
+        return dict(parse_qsl(self.tags)).get(name, "")
 
 
-def split_field(field: str) -> tuple[str, str, str]:
-    """Model, key and metric of a bucket's field."""
-    model, key, metric = field.rsplit("|", 2)
-    return model, key, metric
+def dimensions(event: UsageEvent) -> Dimensions:
+    """Where an event's sums go."""
+    tags = urlencode(sorted(event.tags.items())) if event.tags else ""
+    return Dimensions(event.model, event.key, event.endpoint, event.status, event.replica, event.user, tags)
+
+
+def sum_field(group: Dimensions, metric: str) -> str:
+    """A bucket's field. Names hold no control characters, so one separates them."""
+    return metric + _SEPARATOR + _SEPARATOR.join(group)
+
+
+def split_field(field: str) -> tuple[Dimensions, str]:
+    """Dimensions and metric of a bucket's field."""
+    metric, *group = field.split(_SEPARATOR)
+    return Dimensions(*group), metric
 
 
 def usage_sums(events: Iterable[UsageEvent]) -> list[UsageSums]:
     """What `events` add to the buckets they ended in. Increments commute, so a batch is summed before it is sent."""
     by_minute: dict[int, dict[str, int]] = {}
-    for event in events:
-        minute_s = event.ended_ms // 60_000 * 60
-        sums = by_minute.get(minute_s)
-        if sums is None:
-            sums = by_minute[minute_s] = {}
-        prefix = f"{event.model}|{event.key}|"
-        if event.status == "refused":
-            _add(sums, f"{prefix}{REFUSED_PREFIX}{event.code}", 1)
-            continue
-        usage = event.usage
-        _add(sums, prefix + REQUESTS, 1)
-        if usage.input_tokens:
-            _add(sums, prefix + INPUT, usage.input_tokens)
-        if usage.input_cached_tokens:
-            _add(sums, prefix + CACHED, usage.input_cached_tokens)
-        if usage.output_tokens:
-            _add(sums, prefix + OUTPUT, usage.output_tokens)
-        if event.cost_nanousd:
-            _add(sums, prefix + COST, event.cost_nanousd)
-        if event.estimated:
-            _add(sums, prefix + ESTIMATED, 1)
+    for (minute_s, group), totals in _totals(events).items():
+        sums = by_minute.setdefault(minute_s, {})
+        for metric, n in totals.items():
+            if n:
+                sums[sum_field(group, metric)] = n
     return [*_at_size("1m", by_minute), *_at_size("1h", by_minute), *_at_size("1d", by_minute)]
 
 
-def _add(sums: dict[str, int], field: str, n: int) -> None:
-    sums[field] = sums.get(field, 0) + n
+def _totals(events: Iterable[UsageEvent]) -> dict[tuple[int, Dimensions], dict[str, int]]:
+    """Sums by minute (its start in Unix seconds) and dimensions; most events of a batch share theirs."""
+    totals: dict[tuple[int, Dimensions], dict[str, int]] = {}
+    for event in events:
+        place = (event.ended_ms // 60_000 * 60, dimensions(event))
+        sums = totals.get(place)
+        if sums is None:
+            sums = totals[place] = {}
+        if event.status == "refused":
+            refused = f"{REFUSED_PREFIX}{event.code}"
+            sums[refused] = sums.get(refused, 0) + 1
+            continue
+        usage = event.usage
+        if not sums:
+            sums.update(_NOTHING)
+        sums[REQUESTS] += event.status != "correction"
+        sums[INPUT] += usage.input_tokens
+        sums[CACHED] += usage.input_cached_tokens
+        sums[OUTPUT] += usage.output_tokens
+        sums[COST] += event.cost_nanousd
+        sums[ESTIMATED] += event.estimated
+        sums[ENGINE_INPUT] += usage.input_tokens * (event.samples - 1)
+        sums[UNDELIVERED_INPUT_MAX] += event.undelivered_input_max
+        sums[UNDELIVERED_OUTPUT_MAX] += event.undelivered_output_max
+        for metric, name in PARTS.items():
+            if part := getattr(usage, name):
+                sums[metric] = sums.get(metric, 0) + part
+    return totals
 
 
 def _at_size(size: BucketSize, by_minute: dict[int, dict[str, int]]) -> list[UsageSums]:
@@ -71,7 +118,7 @@ def _at_size(size: BucketSize, by_minute: dict[int, dict[str, int]]) -> list[Usa
         if start_s in buckets:
             merged = buckets[start_s] = dict(buckets[start_s])
             for field, n in sums.items():
-                _add(merged, field, n)
+                merged[field] = merged.get(field, 0) + n
         else:
             buckets[start_s] = sums
-    return [(size, start_s, BUCKET_KEPT_S[size], sums) for start_s, sums in buckets.items()]
+    return [(size, start_s, sums) for start_s, sums in buckets.items()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from ._documents import KeySpec, ModelSpec, TenantSpec
+from ._documents import KeySpec, LedgerSpec, ModelSpec, TenantSpec
 from ._problems import Steps
 from ._reader import Reader
 from ._rules import ANY_MODEL
@@ -37,7 +37,7 @@ class Source:
 
 def check(sources: list[Source]) -> Document:
     """Merges the files and notes with their readers what does not fit; what is there twice, where it comes second."""
-    merged = Document()
+    merged = Document(ledger=_ledger(sources))
     _merge(sources, merged)
     _check_model_names(sources)
     _check_keys(sources)
@@ -59,6 +59,15 @@ def _merge(sources: list[Source], merged: Document) -> None:
                 value = getattr(source.document, section).get(name)
                 if value is not None:
                     target[name] = value
+
+
+def _ledger(sources: list[Source]) -> LedgerSpec | None:
+    """The one section that has no names: it is written once."""
+    steps: Steps = ("ledger",)
+    written = [source for source in sources if steps in source.reader.lines]
+    for source in written[1:]:
+        source.reader.problem(steps, f"is written already in {written[0].place(steps)}; keep one")
+    return written[0].document.ledger if written else None
 
 
 def _declared(source: Source, section: str) -> list[str]:

@@ -11,6 +11,7 @@ from gateway.pricing import GPUS, Price
 
 Engine = Literal["vllm"]
 BudgetPeriod = Literal["hour", "day", "month"]
+JournalFailure = Literal["refuse", "serve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,18 @@ class ClassSpec:
     slo: SloSpec = field(default_factory=SloSpec)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerSpec:
+    """How usage is kept. Days are how long after an event its journal row, its entry in the stream and its buckets
+    stay; day buckets stay for ever. `on_journal_failure` is what happens when events cannot be written to disk."""
+
+    on_journal_failure: JournalFailure = "refuse"
+    keep_journal_days: int = 3
+    keep_events_days: int = 35
+    keep_minutes_days: int = 7
+    keep_hours_days: int = 120
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policies:
     """Everything one directory of policy documents says, checked as a whole. `sha256` is of the files' contents."""
@@ -121,6 +134,7 @@ class Policies:
     models: dict[str, ModelSpec]
     tenants: dict[str, TenantSpec]
     classes: dict[str, ClassSpec]
+    ledger: LedgerSpec = field(default_factory=LedgerSpec)
     sha256: str
 
     def model_named(self, name: str) -> ModelSpec | None:

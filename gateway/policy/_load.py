@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ._checks import Source, check
-from ._documents import Policies
+from ._documents import LedgerSpec, Policies
 from ._problems import PolicyError, Problem, shown
 from ._reader import Reader
 from ._table import DOCUMENT, Document
@@ -39,7 +39,13 @@ def load(directory: Path) -> Policies:
     digest = hashlib.sha256()
     for file in files:
         digest.update(len(file.content).to_bytes(8, "big") + file.content)
-    return Policies(models=merged.models, tenants=merged.tenants, classes=merged.classes, sha256=digest.hexdigest())
+    return Policies(
+        models=merged.models,
+        tenants=merged.tenants,
+        classes=merged.classes,
+        ledger=merged.ledger or LedgerSpec(),
+        sha256=digest.hexdigest(),
+    )
 
 
 def _files(directory: Path, problems: list[Problem]) -> list[_File]:

@@ -25,6 +25,14 @@ MILLISECONDS = Unit(
     name="milliseconds",
     suffixes={"us": Decimal("0.001"), "ms": Decimal(1), **dict.fromkeys(("s", "sec", "seconds"), Decimal(1000))},
 )
+DAYS = Unit(
+    name="days",
+    suffixes={
+        **dict.fromkeys(("d", "day", "days"), Decimal(1)),
+        **dict.fromkeys(("w", "week", "weeks"), Decimal(7)),
+        **dict.fromkeys(("y", "year", "years"), Decimal(365)),
+    },
+)
 CONTEXT_TOKENS = Unit(
     name="tokens",
     suffixes={"tokens": Decimal(1), **dict.fromkeys(("k", "ki", "kib"), Decimal(1024)), "m": Decimal(1024**2)},

@@ -12,6 +12,7 @@ from ._documents import (
     ClassSpec,
     GpuSpec,
     KeySpec,
+    LedgerSpec,
     LimitsSpec,
     ModelSpec,
     PriceSpec,
@@ -45,6 +46,7 @@ class Document:
     models: dict[str, ModelSpec] = field(default_factory=dict)
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     classes: dict[str, ClassSpec] = field(default_factory=dict)
+    ledger: LedgerSpec | None = None
 
 
 _MODEL = Text(what="a model's name", check=check_model_name, pattern=MODEL_NAME)
@@ -264,6 +266,27 @@ CLASS = Record(
     },
 )
 
+
+def _days(about: str) -> Field:
+    return Field(shape=Number(unit=units.DAYS, maximum=Decimal(3660)), about=about)
+
+
+LEDGER = Record(
+    what="the ledger's rules",
+    build=LedgerSpec,
+    example="{keep_events_days: 35}",
+    fields={
+        "on_journal_failure": Field(
+            shape=Choice(options=("refuse", "serve")),
+            about="When usage cannot be written to disk: refuse requests with 503 (default), or serve on, loudly.",
+        ),
+        "keep_journal_days": _days("Days a worker's journal keeps what Redis has too (default 3)."),
+        "keep_events_days": _days("Days single usage events are kept in Redis (default 35)."),
+        "keep_minutes_days": _days("Days minute buckets are kept (default 7)."),
+        "keep_hours_days": _days("Days hour buckets are kept (default 120); day buckets stay for ever."),
+    },
+)
+
 DOCUMENT = Record(
     what="a policy document",
     build=Document,
@@ -282,5 +305,6 @@ DOCUMENT = Record(
             shape=MapOf(name=_CLASS, item=CLASS, example="interactive: {priority: 10}"),
             about="Service classes by name.",
         ),
+        "ledger": Field(shape=LEDGER, about="How usage is kept.", aka=("metering", "billing", "journal")),
     },
 )

@@ -5,7 +5,7 @@ Both sides are MessagePack arrays; the structs here keep the script's order of f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -52,12 +52,14 @@ PER_MINUTE_MAX: Final = 10**10
 Settlement = tuple[str, str, int, int, int, int, int, int]
 """member, period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens, cost_nanousd, requests_back"""
 
-UsageSums = tuple[BucketSize, int, int, dict[str, int]]
-"""bucket size, its start in Unix seconds, seconds it is kept after a new field (0: for ever), increments by field"""
+UsageSums = tuple[BucketSize, int, dict[str, int]]
+"""bucket size, its start in Unix seconds, increments by field"""
 
 
 class Booking(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker books at once. `sequence` counts its bookings from 1: a resend changes nothing."""
+    """What one worker books at once. `sequence` counts its bookings from 1: a resend changes nothing.
+
+    `bucket_kept_s` is how long a bucket is kept after its last new field, in seconds; absent or 0 is for ever."""
 
     producer: str
     sequence: int
@@ -66,6 +68,7 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
     events: Sequence[bytes]
     settlements: Sequence[Settlement]
     usage: Sequence[UsageSums]
+    bucket_kept_s: Mapping[BucketSize, int] = {}
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -116,13 +119,13 @@ def account_call(
         assert len(booking.settlements) <= CALL_MAX
         events = booking.events
         names.append(keys.producer(booking.producer))
-        names.extend(keys.usage(size, start_s) for size, start_s, _, _ in booking.usage)
+        names.extend(keys.usage(size, start_s) for size, start_s, _ in booking.usage)
         packed = (
             booking.sequence,
             booking.producer_ttl_s,
             booking.events_max,
             [value for settlement in booking.settlements for value in settlement],
-            [_flat_sums(ttl_s, sums) for _, _, ttl_s, sums in booking.usage],
+            [_flat_sums(booking.bucket_kept_s.get(size, 0), sums) for size, _, sums in booking.usage],
         )
     payload = (
         now_ms,

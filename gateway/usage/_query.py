@@ -8,7 +8,6 @@ from typing import Final, Literal
 from urllib.parse import parse_qsl
 
 from gateway.errors import Refusal, Refused
-from gateway.metering import BUCKET_KEPT_S
 from gateway.store import BUCKET_SECONDS, BucketSize
 
 GroupKey = Literal["model", "key"]
@@ -21,6 +20,7 @@ DEFAULT_SPAN_S: Final = 86_400
 _SIZES: Final[tuple[BucketSize, ...]] = ("1m", "1h", "1d")
 _GROUP_KEYS: Final[tuple[GroupKey, ...]] = ("model", "key")
 _PARAMETERS: Final = frozenset({"start", "end", "bucket", "group_by", "tenant"})
+_KEPT_DAYS: Final[dict[BucketSize, int]] = {"1m": 7, "1h": 120, "1d": 0}
 _YEAR_MAX_S: Final = 253_402_300_800  # the year 10000
 
 
@@ -111,7 +111,7 @@ def _group_by(names: list[str]) -> tuple[GroupKey, ...]:
 
 
 def _check_span(start_s: int, end_s: int, bucket: BucketSize, now_s: int) -> None:
-    kept_s = BUCKET_KEPT_S[bucket]
+    kept_s = _KEPT_DAYS[bucket] * 86_400
     if kept_s and start_s < now_s - kept_s:
         wider = _wider(bucket)
         raise _bad(

@@ -118,9 +118,8 @@ async def report(
     for start, fields in zip(starts, cast(list[dict[bytes, bytes]], answers), strict=False):
         groups: dict[tuple[str, ...], _Sums] = {}
         for name, value in fields.items():
-            model, key, metric = split_field(name.decode())
-            of = {"model": model, "key": key}
-            sums = groups.setdefault(tuple(of[part] for part in group_by), _Sums())
+            group, metric = split_field(name.decode())
+            sums = groups.setdefault(tuple(getattr(group, part) for part in group_by), _Sums())
             sums.add(metric, int(value))
             totals.add(metric, int(value))
         results = [sums.result(dict(zip(group_by, group, strict=True))) for group, sums in sorted(groups.items())]

@@ -5,12 +5,21 @@ from __future__ import annotations
 import msgspec
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one request. `input_tokens` includes `input_cached_tokens`, as OpenAI counts."""
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens of one request, as OpenAI counts: `input_tokens` and `output_tokens` are everything, the others are parts
+    of them that an engine may tell apart. Absent is 0.
+
+    `input_cache_write_tokens` were written to a cache on request (Anthropic's `cache_creation_input_tokens`).
+    """
 
     input_tokens: int = 0
     input_cached_tokens: int = 0
+    input_cache_write_tokens: int = 0
+    input_audio_tokens: int = 0
+    input_image_tokens: int = 0
     output_tokens: int = 0
+    output_reasoning_tokens: int = 0
+    output_audio_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -328,7 +328,7 @@ def test_sums_beyond_what_a_double_holds_stay_exact(valkey: sync_redis.Redis) ->
             events_max=10,
             events=[],
             settlements=[],
-            usage=[("1d", 0, 0, {"tiny|k|output": 2**53 + 1})],
+            usage=[("1d", 0, {"tiny|k|output": 2**53 + 1})],
         )
         valkey.evalsha(sha1, *account.arguments([], [], booking))
     assert valkey.hget(account.keys.usage("1d", 0), "tiny|k|output") == str(2**54 + 2).encode()

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.admission import Ask, Denial, Grant
-from gateway.metering import Ledger, LedgerSettings
+from gateway.metering import Dimensions, Ledger, LedgerSettings, sum_field
 from gateway.policy import TenantSpec
 from gateway.store import TenantKeys, client
 
@@ -25,6 +25,11 @@ def clock() -> ManualClock:
 async def ledger(redis: Redis, clock: ManualClock) -> AsyncIterator[Ledger]:
     async with Ledger(redis, now_ms=clock) as ledger:
         yield ledger
+
+
+def summed(metric: str, status: str = "ok") -> bytes:
+    """The bucket field of an `event`."""
+    return sum_field(Dimensions("tiny", "ci", "chat", status), metric).encode()
 
 
 async def granted(ledger: Ledger, of: TenantSpec, ask: Ask) -> Grant:
@@ -50,11 +55,11 @@ async def test_a_request_is_reserved_and_settled_with_what_it_used(ledger: Ledge
     for size, start in (("1m", T0_MS // 60_000 * 60), ("1h", T0_MS // 3_600_000 * 3600), ("1d", 1_789_948_800)):
         sums = await redis.hgetall(TenantKeys("acme").usage(size, start))  # type: ignore[arg-type]
         assert sums == {
-            b"tiny|ci|requests": b"1",
-            b"tiny|ci|input": b"100",
-            b"tiny|ci|cached": b"40",
-            b"tiny|ci|output": b"50",
-            b"tiny|ci|cost_nanousd": b"7",
+            summed("requests"): b"1",
+            summed("input"): b"100",
+            summed("cached"): b"40",
+            summed("output"): b"50",
+            summed("cost_nanousd"): b"7",
         }
 
 
@@ -73,7 +78,7 @@ async def test_a_refused_request_is_recorded_without_tokens(ledger: Ledger, redi
     await asyncio.gather(*(ledger.record(refused) for _ in range(3)))
     assert await stream(redis) == [refused] * 3
     sums = await redis.hgetall(TenantKeys("acme").usage("1d", 1_789_948_800))
-    assert sums == {b"tiny|ci|refused:insufficient_quota": b"3"}
+    assert sums == {summed("refused:insufficient_quota", "refused"): b"3"}
 
 
 async def test_settling_twice_books_once(ledger: Ledger, redis: Redis) -> None:
