@@ -1,12 +1,13 @@
 """Prometheus metrics of one worker. The hot path adds to plain integers, which are passed on about once a second:
 
 a prometheus_client counter costs 0.6 µs an `inc()` with its child kept, 1.9 µs with its child looked up, and a request
-has seven of them.
+has seven of them; its two histograms are six calls each.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -15,6 +16,34 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from gateway.metering import UsageEvent
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_BOUNDS_MS = [round(1000 * bound_s) for bound_s in _SECONDS]
+
+
+class _Observed:
+    """Durations that wait to be passed on to a histogram with the buckets `_SECONDS`, as sums."""
+
+    __slots__ = ("_counts", "_histogram", "_total_ms")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._reset()
+
+    def _reset(self) -> None:
+        self._total_ms = 0
+        self._counts = [0] * (len(_BOUNDS_MS) + 1)
+
+    def add(self, ms: int) -> None:
+        self._total_ms += ms
+        self._counts[bisect_left(_BOUNDS_MS, ms)] += 1
+
+    def flush(self) -> None:
+        # The library has no way to observe many at once; this is what its `observe` does with each.
+        histogram = self._histogram
+        histogram._sum.inc(self._total_ms / 1000)
+        for bucket, count in zip(histogram._buckets, self._counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._reset()
 
 
 class _Tally:
@@ -31,8 +60,8 @@ class _Tally:
             metrics.tokens.labels(*who, "output"),
             metrics.cost.labels(*who),
         )
-        self.ttft = metrics.ttft.labels(event.model)
-        self.seconds = metrics.seconds.labels(event.model)
+        self.ttft = _Observed(metrics.ttft.labels(event.model))
+        self.seconds = _Observed(metrics.seconds.labels(event.model))
         self._reset()
 
     def _reset(self) -> None:
@@ -44,6 +73,8 @@ class _Tally:
             sums = (self.requests, self.input, self.cached, self.output, self.cost_nanousd / 1e9)
             for child, value in zip(self.children, sums, strict=True):
                 child.inc(value)
+            self.ttft.flush()
+            self.seconds.flush()
             self._reset()
 
 
@@ -121,8 +152,8 @@ class Metrics:
         tally.output += usage.output_tokens
         tally.cost_nanousd += event.cost_nanousd
         if event.first_token_ms:
-            tally.ttft.observe((event.first_token_ms - event.arrived_ms) / 1000)
-            tally.seconds.observe((event.ended_ms - event.arrived_ms) / 1000)
+            tally.ttft.add(event.first_token_ms - event.arrived_ms)
+            tally.seconds.add(event.ended_ms - event.arrived_ms)
 
     def flush(self) -> None:
         """Passes on what has been counted, for other workers to show; call it about once a second."""

@@ -43,8 +43,7 @@ class StreamScanner:
         if not self._tail and data.endswith(b"\n\n") and b"\r" not in data:
             if data.find(b"\n\n") == len(data) - 2:
                 return self._event(data)
-            # Splitting is ten times as fast as looking for every kind of line end.
-            return b"".join([self._event(part + b"\n\n") for part in data.split(b"\n\n")[:-1]])
+            return self._whole_events(data)
         # Two bytes before the new ones may belong to a boundary; three for CRLF CRLF.
         start = max(0, len(self._tail) - 3)
         self._tail += data
@@ -64,6 +63,11 @@ class StreamScanner:
         rest = bytes(self._tail)
         self._tail.clear()
         return self._events(rest) if rest else b""
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Several events whose lines end with LF, the last one whole too."""
+        # Splitting is ten times as fast as looking for every kind of line end.
+        return b"".join([self._event(part + b"\n\n") for part in data.split(b"\n\n")[:-1]])
 
     def _events(self, data: bytes) -> bytes:
         out, start = [], 0
@@ -100,6 +104,8 @@ class _Chunk(Struct):
 
 _chunk = msgspec.json.Decoder(_Chunk)
 
+_raw_list = msgspec.json.Decoder(list[Raw])
+
 _USAGE_MEMBER = b',"usage":'
 _DONE = (b"data: [DONE]", b"data:[DONE]")
 
@@ -120,6 +126,45 @@ class CompletionScanner(StreamScanner):
         self._single = samples * prompts == 1
         self._final: CompletionUsage | None = None
         self._running: dict[int, CompletionUsage] = {}
+
+    def _whole_events(self, data: bytes) -> bytes:
+        # A stream of one answer ends with its sums and [DONE], which are no tokens.
+        end = len(data)
+        if data.endswith(b"data: [DONE]\n\n"):
+            end = data.rfind(b"\n\n", 0, data.rfind(b"\n\n", 0, -2)) + 2
+        rest = data[end:]
+        plain = self._plain_events(data[:end]) if self._single else None
+        if plain is None:
+            return super()._whole_events(data)
+        return plain + super()._whole_events(rest) if rest else plain
+
+    def _plain_events(self, data: bytes) -> bytes | None:
+        """What `_event` makes of each of several tokens, put together; None when one of them is not plain.
+
+        A read holds 30 events when the gateway is busy, and only the last one's usage counts. Together they cost
+        1.4 µs each, one by one 4.4 µs. The conditions are `_read_plain`'s.
+        """
+        event, *parts = data.split(b',"usage":{')
+        count = len(parts)
+        if not count or data.count(b"\n\n") != count or data.count(b'"usage"') != count or b'"error"' in data:
+            return None
+        events, usages = [], []
+        for part in parts:
+            if b'"choices":[{' not in event:
+                return None
+            events.append(event)
+            usage, _, event = part.partition(b"}\n\n")
+            usages.append(usage)
+        events.append(event)
+        try:
+            objects = _raw_list.decode(b"[{%b]" % b",{".join(usages))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return None
+        usage_now = _usage_object(bytes(objects[-1]))
+        if len(objects) != count or usage_now is None:
+            return None
+        self._running[0] = usage_now
+        return b"}\n\n".join(events) if self._cut_running_usage else data
 
     def _event(self, block: bytes) -> bytes:
         start = block.rfind(_USAGE_MEMBER)

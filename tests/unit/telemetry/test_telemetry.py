@@ -44,6 +44,9 @@ def test_a_finished_request_is_in_the_metrics() -> None:
     assert 'mtok_cost_usd_total{model="tiny",tenant="acme"} 0.0002602' in text
     assert 'mtok_ttft_seconds_bucket{le="0.05",model="tiny"} 2.0' in text
     assert 'mtok_ttft_seconds_bucket{le="0.025",model="tiny"} 0.0' in text
+    assert 'mtok_request_seconds_bucket{le="+Inf",model="tiny"} 2.0' in text
+    assert 'mtok_request_seconds_count{model="tiny"} 2.0' in text
+    assert 'mtok_request_seconds_sum{model="tiny"} 0.8' in text
 
 
 def test_a_scrape_counts_nothing_twice() -> None:

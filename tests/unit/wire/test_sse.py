@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.wire import Endpoint, RequestView, StreamScanner, Usage, _sse, scanner_for
-from tests.unit.wire.streams import Event, Reported, Stream, streams
+from tests.unit.wire.streams import TEXTS, Event, Reported, Stream, streams
 
 THOROUGH = settings(max_examples=150, deadline=None)
 
@@ -112,6 +112,56 @@ def test_reads_do_not_matter(stream: Stream, wants_usage: bool) -> None:
         reading = scanner(stream, wants_usage=wants_usage)
         results.add((fed(reading, pieces), reading.usage(), reading.failed))
     assert len(results) == 1
+
+
+def token(text: str, count: int, members: str = "") -> bytes:
+    """A token as vLLM writes it, `members` put before its usage."""
+    choice = json.dumps({"index": 0, "delta": {"content": text}}, separators=(",", ":"))
+    usage = f'"usage":{{"prompt_tokens":9,"completion_tokens":{count}}}'
+    return f'data: {{"id":"x","choices":[{choice}]{members},{usage}}}\n\n'.encode()
+
+
+TOKENS = st.builds(token, TEXTS, st.integers(0, 9))
+ODD = st.sampled_from(
+    [
+        token("a", 7)[:-3] + b',"x":1}\n\n',
+        token("a", 7, ',"error":{"message":"x"}'),
+        token("a", 7, ',"x":{"usage":{"prompt_tokens":1}}'),
+        token("a", 7).replace(b"[{", b'[{"usage":{"prompt_tokens":1},'),
+        token("a", 7).replace(b',"usage"', b',"x":{"y":1,"usage"')[:-2] + b"}\n\n",
+        token("a", 7)[:-3] + b"\n\n",
+        token("a", 7).replace(b"7", b'"7"'),
+        token("a", 7).replace(b"7", b"["),
+        token("a", 7).partition(b',"usage"')[0] + b"}\n\n",
+        token("a", 7).partition(b',"usage"')[0] + b',"usage":null}\n\n',
+        b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":8}}\n\n',
+        b"data: [DONE]\n\n",
+        b": ping\n\n",
+        b"\n\n",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    tokens=st.lists(TOKENS, max_size=6),
+    odd=st.lists(st.tuples(st.integers(0, 6), ODD), max_size=2),
+    ended=st.booleans(),
+    wants_running=st.booleans(),
+)
+def test_tokens_read_together_are_as_each_alone(
+    tokens: list[bytes], odd: list[tuple[int, bytes]], ended: bool, wants_running: bool
+) -> None:
+    """A read of many tokens in vLLM's own form, others among them, is worth what each would be by itself."""
+    for place, event in odd:
+        tokens.insert(place, event)
+    if ended:
+        tokens += [b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":9}}\n\n', b"data: [DONE]\n\n"]
+    results = []
+    for reads in (tokens, [b"".join(tokens)]):
+        reading = scanner(Stream((), 1, 1), wants_usage=wants_running, wants_running=wants_running)
+        results.append((fed(reading, reads), reading.usage(), reading.failed, reading.ended))
+    assert results[0] == results[1]
 
 
 @settings(max_examples=80, deadline=None)
