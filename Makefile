@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test lint format test-real bench lock clean
+.PHONY: install run test lint format test-real bench chaos lock clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ test-real: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/bench.py
+
+# make chaos CHAOS='--seed 7': the requests and strikes of a run before.
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m loadtest.chaos $(CHAOS)
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
