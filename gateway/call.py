@@ -37,6 +37,8 @@ class Call:
     admitted_ms: int = 0
     first_token_ms: int = 0
     traceparent: str = ""
+    user: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
     headers: Headers = field(default_factory=list)
 
     def answer_headers(self) -> Headers:
@@ -65,6 +67,8 @@ class Call:
             admitted_ms=self.admitted_ms,
             first_token_ms=self.first_token_ms,
             ended_ms=now_ms,
+            user=self.user,
+            tags=self.tags,
         )
 
 

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from gateway import refusals
 from gateway.errors import Refusal, Refused
 from gateway.lifecycle import Lifecycle, request_id
+from gateway.metering import wall_clock_ms
 from gateway.policy import TenantSpec
 from gateway.relay import Message, Outgoing, Receive, Send
 from gateway.tenants import key_of_header
@@ -88,7 +89,7 @@ async def _refuse_method(allowed: str, scope: Message, send: Send) -> None:
 
 
 def _request_id_header(scope: Message) -> tuple[bytes, bytes]:
-    return b"x-request-id", request_id(dict(scope["headers"])).encode()
+    return b"x-request-id", request_id(dict(scope["headers"]), wall_clock_ms()).encode()
 
 
 class _ModelCard(msgspec.Struct):

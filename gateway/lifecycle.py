@@ -29,7 +29,7 @@ from gateway.context import ContextLimits, PromptSize, check, estimate, least, m
 from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange, count_prompt
 from gateway.fleet import Fleet, ModelFleet
-from gateway.metering import Ledger
+from gateway.metering import Labels, Ledger
 from gateway.policy import Policies, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, read_body
@@ -47,6 +47,8 @@ DEFAULT_OUTPUT_TOKENS = 512
 """Tokens/min held for an answer whose client named no bound; the difference is settled when it is known."""
 
 _ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
+_UUID7_RANDOM = (1 << 80) - 1 & ~(0xF << 76 | 0x3 << 62)
+_UUID7_VERSION = 0x7 << 76 | 0x2 << 62
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"endpoint-load-metrics-format"})
 
@@ -76,6 +78,7 @@ class Lifecycle:
         self.settings = settings
         self.draining = False
         self._running: set[ClientWatch] = set()
+        self._labels = Labels(policies.ledger)
         self._prefixes = {name: PrefixIndex() for name in policies.models}
 
     @property
@@ -91,7 +94,8 @@ class Lifecycle:
     async def serve(self, endpoint: Endpoint, scope: Message, receive: Receive, send: Send) -> None:
         """One request, from its head to the settled end of its answer."""
         given = dict(scope["headers"])
-        call = Call(request_id(given), endpoint, self.clock.now_ms())
+        now_ms = self.clock.now_ms()
+        call = Call(request_id(given, now_ms), endpoint, now_ms)
         if b"traceparent" in given:
             call.traceparent = given[b"traceparent"].decode("latin-1")
         client: Client = scope["extensions"][CLIENT]
@@ -104,6 +108,10 @@ class Lifecycle:
             call.tenant, call.key = identity.tenant.name, identity.key_id
             body = await read_body(given.get(b"content-length", b""), receive, limit_bytes=self.settings.max_body_bytes)
             view = parse(endpoint, body)
+            if view.user or self._labels.tagged:
+                call.user, call.tags = self._labels.read(
+                    call.tenant, now_ms, user=view.user, metadata=view.metadata, headers=given
+                )
             model = self._permit(identity.tenant, view.model)
             call.model = model.spec.name
             limits = _context_limits(identity.tenant, model)
@@ -208,10 +216,13 @@ class Lifecycle:
         await outgoing.refuse(refusal, call.answer_headers())
 
 
-def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The client's id if it is a sane one, else a new one."""
+def request_id(headers: Mapping[bytes, bytes], now_ms: int) -> str:
+    """The client's id if it is a sane one, else a new one: a UUID of version 7 (RFC 9562) without hyphens, whose time
+    says where in the tenant's events to look for it."""
     given = headers.get(b"x-request-id")
-    return given.decode() if given is not None and _SANE_ID(given) else f"{_ids.getrandbits(128):032x}"
+    if given is not None and _SANE_ID(given):
+        return given.decode()
+    return f"{now_ms << 80 | _ids.getrandbits(80) & _UUID7_RANDOM | _UUID7_VERSION:032x}"
 
 
 def _context_limits(tenant: TenantSpec, model: ModelFleet) -> ContextLimits:

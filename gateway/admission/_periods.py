@@ -1,9 +1,10 @@
-"""Budget periods: hours, days and months of UTC."""
+"""Budget periods: hours of UTC, days and months of UTC or of a tenant's time zone."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -20,16 +21,20 @@ class Period(msgspec.Struct, frozen=True):
     end_s: int
 
 
-def period_at(kind: PeriodKind, now_s: int) -> Period:
-    """The period of `kind` that `now_s` (Unix seconds) lies in."""
-    now = datetime.fromtimestamp(now_s, UTC)
+def period_at(kind: PeriodKind, now_s: int, time_zone: str = "UTC") -> Period:
+    """The period of `kind` that `now_s` (Unix seconds) lies in; days and months begin at midnight in `time_zone`, an
+    IANA name. Hours are UTC's everywhere: a zone that puts its clock back has one hour twice.
+
+    Days are longer or shorter where the clock is changed. Raises `KeyError` for a zone that does not exist.
+    """
+    now = datetime.fromtimestamp(now_s, ZoneInfo("UTC" if kind == "hour" else time_zone))
     start = now.replace(minute=0, second=0, microsecond=0)
     if kind == "hour":
         end = start + timedelta(hours=1)
     elif kind == "day":
-        start = start.replace(hour=0)
+        start = start.replace(hour=0, fold=0)
         end = start + timedelta(days=1)
     else:
-        start = start.replace(day=1, hour=0)
+        start = start.replace(day=1, hour=0, fold=0)
         end = (start + timedelta(days=31)).replace(day=1)
     return Period(start.strftime(_FORMATS[kind]), int(start.timestamp()), int(end.timestamp()))

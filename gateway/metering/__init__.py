@@ -1,6 +1,7 @@
 """What did it use: the usage event, and the ledger that reserves before a request runs and books when it has ended."""
 
 from ._event import EVENT_VERSION, FailedAttempt, Status, UsageEvent
+from ._labels import Labels
 from ._ledger import Ledger, LedgerStatistics, wall_clock_ms
 from ._settings import LEASE_RENEW_S, LEASE_TTL_S, LedgerSettings
 from ._sums import (
@@ -38,6 +39,7 @@ __all__ = [
     "UNDELIVERED_OUTPUT_MAX",
     "Dimensions",
     "FailedAttempt",
+    "Labels",
     "Ledger",
     "LedgerSettings",
     "LedgerStatistics",

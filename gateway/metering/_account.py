@@ -246,7 +246,7 @@ class TenantAccount:
     def _limits_at(self, now_s: int) -> AccountLimits:
         if self._compiled is None or not self._period.start_s <= now_s < self._period.end_s:
             limits = self._limits
-            self._period = period_at(limits.budget_period, now_s)
+            self._period = period_at(limits.budget_period, now_s, limits.time_zone)
             self._compiled = AccountLimits(
                 requests_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.requests_per_minute)),
                 tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.tokens_per_minute)),

@@ -17,6 +17,7 @@ from ._documents import (
     PriceSpec,
     ReplicaSpec,
     SloSpec,
+    TagsSpec,
     TenantSpec,
 )
 from ._keys import check_public_id, hash_key, looks_like_key, parse_public_id
@@ -40,6 +41,7 @@ __all__ = [
     "Problem",
     "ReplicaSpec",
     "SloSpec",
+    "TagsSpec",
     "TenantSpec",
     "check_name",
     "check_public_id",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Literal
@@ -69,26 +69,33 @@ class KeySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsSpec:
-    """A tenant's limits; None means unlimited."""
+    """A tenant's limits; None means unlimited. Budget periods of days and months begin at midnight in `time_zone`."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
     budget_usd: Decimal | None = None
     budget_period: BudgetPeriod = "month"
+    time_zone: str = "UTC"
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSpec:
-    """Who may use what. `models` holds names and aliases of models, or "*" for all."""
+    """Who may use what. `models` holds names and aliases of models, or "*" for all. `time_zone` is an IANA name; the
+    limits take it over."""
 
     name: str
     keys: tuple[KeySpec, ...] = ()
     models: tuple[str, ...] = ("*",)
     class_name: str | None = None
     limits: LimitsSpec = field(default_factory=LimitsSpec)
+    time_zone: str = "UTC"
+
+    def __post_init__(self) -> None:
+        if self.time_zone != self.limits.time_zone:
+            object.__setattr__(self, "limits", replace(self.limits, time_zone=self.time_zone))
 
     def may_use(self, model: ModelSpec) -> bool:
         """Whether this tenant's requests for the model are served."""
@@ -116,15 +123,28 @@ class ClassSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TagsSpec:
+    """Free tags to split usage by: the members `names` of a request's `metadata`, or of the header `header` (lower
+    case) where that names one. A tag has `values_max` values per tenant, worker and day; then it is "other"."""
+
+    names: tuple[str, ...] = ()
+    header: str | None = None
+    values_max: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSpec:
     """How usage is kept. Days are how long after an event its journal row, its entry in the stream and its buckets
-    stay; day buckets stay for ever. `on_journal_failure` is what happens when events cannot be written to disk."""
+    stay; day buckets stay for ever. `on_journal_failure` is what happens when events cannot be written to disk.
+    `users_max` users are told apart per tenant, worker and day; then it is "other"; 0 keeps no users at all."""
 
     on_journal_failure: JournalFailure = "refuse"
     keep_journal_days: int = 3
     keep_events_days: int = 35
     keep_minutes_days: int = 7
     keep_hours_days: int = 120
+    users_max: int = 1000
+    tags: TagsSpec = field(default_factory=TagsSpec)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from typing import cast
 from urllib.parse import SplitResult, urlsplit
+from zoneinfo import ZoneInfo
 
 from gateway.pricing import GPUS
 
-from ._documents import GpuSpec, PriceSpec
+from ._documents import GpuSpec, PriceSpec, TagsSpec
 from ._numbers import plain
 
 ANY_MODEL = "*"
+TAGS_MAX = 8
+
+_NOT_FOR_TAGS = frozenset(
+    {"authorization", "x-api-key", "cookie", "proxy-authorization", "traceparent", "x-request-id"}
+)
 
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
 PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
@@ -66,6 +72,35 @@ def check_sha256(text: str) -> str | None:
     if re.fullmatch(r"[0-9A-Fa-f]{64}", text):
         return None
     return f"is the SHA-256 of the whole key: 64 hex digits, not {len(text)} characters of another kind"
+
+
+def check_time_zone(text: str) -> str | None:
+    """What is wrong with a time zone's name, or None."""
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError):  # not found, no name at all, a directory of zones
+        return "is no time zone: write an IANA name, such as Europe/Berlin or UTC"
+    return None
+
+
+def check_tag_header(text: str) -> str | None:
+    """What is wrong with the header that carries tags, or None."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", text):
+        return "is a header's name: letters, digits and -"
+    if text.lower() in _NOT_FOR_TAGS:
+        return "has a meaning of its own; name another header, such as x-mtok-tags"
+    return None
+
+
+def check_tags(value: object) -> list[tuple[str, str]]:
+    """Few tags, each once: the field to blame and what is wrong."""
+    names = cast(TagsSpec, value).names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        return [("names", f"{', '.join(twice)} is in the list twice")]
+    if len(names) > TAGS_MAX:
+        return [("names", f"has {len(names)} tags; at most {TAGS_MAX}, since usage is kept for each combination")]
+    return []
 
 
 def check_sku(text: str) -> str | None:

@@ -18,6 +18,7 @@ from ._documents import (
     PriceSpec,
     ReplicaSpec,
     SloSpec,
+    TagsSpec,
     TenantSpec,
 )
 from ._keys import check_public_id
@@ -31,6 +32,9 @@ from ._rules import (
     check_price,
     check_sha256,
     check_sku,
+    check_tag_header,
+    check_tags,
+    check_time_zone,
     check_url,
 )
 from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Text, Unit
@@ -199,7 +203,7 @@ LIMITS = Record(
         ),
         "budget_period": Field(
             shape=Choice(options=("hour", "day", "month")),
-            about="When the budget begins anew, in UTC (default month).",
+            about="When the budget begins anew (default month): hours of UTC, days and months of the tenant's zone.",
             aka=("budget_duration", "period"),
         ),
         "max_input_tokens": _limit(units.TOKENS, "Longest prompt, in tokens.", "max_prompt_tokens"),
@@ -226,6 +230,11 @@ TENANT = Record(
             shape=_CLASS, attribute="class_name", about="Service class, one of `classes`.", aka=("priority_class",)
         ),
         "limits": Field(shape=LIMITS, about="What the tenant may use; without it, no limit.", aka=("limit", "quota")),
+        "time_zone": Field(
+            shape=Text(what="a time zone", check=check_time_zone, pattern=r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*"),
+            about="IANA name of the zone in which days and months of the budget begin (default UTC).",
+            aka=("timezone", "tz", "zone"),
+        ),
     },
 )
 
@@ -271,6 +280,33 @@ def _days(about: str) -> Field:
     return Field(shape=Number(unit=units.DAYS, maximum=Decimal(3660)), about=about)
 
 
+TAGS = Record(
+    what="tags",
+    build=TagsSpec,
+    example="{names: [team, app], header: x-mtok-tags}",
+    check=check_tags,
+    fields={
+        "names": Field(
+            shape=ListOf(
+                item=Text(what="a tag's name", check=check_name, pattern=PLAIN_NAME), minimum=1, example="[team, app]"
+            ),
+            required=True,
+            about="Members of a request's metadata that usage can be split by, at most 8.",
+            aka=("metadata", "keys", "allowed"),
+        ),
+        "header": Field(
+            shape=Text(
+                what="a header's name", check=check_tag_header, normalise=str.lower, pattern=r"[A-Za-z0-9][A-Za-z0-9-]*"
+            ),
+            about='A request header that may say them too, as "team=search, app=chat" (default none).',
+        ),
+        "values_max": Field(
+            shape=Number(unit=units.PLAIN, maximum=Decimal(10_000)),
+            about='Values of one tag per tenant, worker and day (default 100); further ones are counted as "other".',
+        ),
+    },
+)
+
 LEDGER = Record(
     what="the ledger's rules",
     build=LedgerSpec,
@@ -284,6 +320,14 @@ LEDGER = Record(
         "keep_events_days": _days("Days single usage events are kept in Redis (default 35)."),
         "keep_minutes_days": _days("Days minute buckets are kept (default 7)."),
         "keep_hours_days": _days("Days hour buckets are kept (default 120); day buckets stay for ever."),
+        "users_max": Field(
+            shape=Number(unit=units.PLAIN, minimum=Decimal(0), maximum=Decimal(100_000)),
+            about=(
+                "Users (a request's user or safety_identifier) told apart per tenant, worker and day (default 1000); "
+                'further ones are counted as "other". 0: users are not kept.'
+            ),
+        ),
+        "tags": Field(shape=TAGS, about="Free tags to split usage by.", aka=("labels", "metadata")),
     },
 )
 

@@ -48,7 +48,7 @@ def limits_left(
     `limits`. Unlimited ones are left out."""
     if limits is None:
         return lambda _: {}
-    period = period_at(limits.budget_period, now_s)
+    period = period_at(limits.budget_period, now_s, limits.time_zone)
     pipeline.hmget(keys.limits, "requests", "tokens")
     pipeline.zcount(keys.leases, f"({now_s * 1000}", "+inf")
     pipeline.hmget(keys.budget(period.name), "spent", "reserved")

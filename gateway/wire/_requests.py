@@ -17,6 +17,8 @@ from gateway.errors import Refusal, Refused
 
 Count = Annotated[int, Meta(ge=1)]
 
+_NOTHING = Raw()
+
 COMPLETION_TOKENS = 16
 """What /v1/completions generates for a client that does not say: OpenAI's default and vLLM's. `null` is no default."""
 
@@ -55,6 +57,7 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     of them) are known only when the client sent token ids.
     `answers` is how many sequences the engine will generate (samples × prompts), `prompts` how many it must read.
     `output_tokens` is the client's own bound per answer, `output_field` the field it stands in or would stand in.
+    `user` and `metadata` are raw JSON, unchecked and empty when not sent: nothing but the split of usage needs them.
     """
 
     endpoint: Endpoint
@@ -70,6 +73,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     wants_usage: bool = False
     wants_running_usage: bool = False
     sent_stream_options: bool = False
+    user: bytes = b""
+    metadata: bytes = b""
 
     @property
     def answers(self) -> int:
@@ -81,7 +86,15 @@ class _StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
-class _Chat(Struct):
+class _SaysOfItself(Struct):
+    """What OpenAI's requests say for splitting usage. Raw, so that no odd value is refused here."""
+
+    user: Raw = _NOTHING
+    safety_identifier: Raw = _NOTHING
+    metadata: Raw = _NOTHING
+
+
+class _Chat(_SaysOfItself, kw_only=True):
     model: str
     messages: Raw
     tools: Raw | UnsetType = UNSET
@@ -92,7 +105,7 @@ class _Chat(Struct):
     n: Count | None = None
 
 
-class _Completions(Struct):
+class _Completions(_SaysOfItself, kw_only=True):
     model: str
     prompt: Raw | UnsetType = UNSET
     prompt_embeds: Raw | UnsetType = UNSET
@@ -103,7 +116,7 @@ class _Completions(Struct):
     best_of: Count | None = None
 
 
-class _Responses(Struct):
+class _Responses(_SaysOfItself, kw_only=True):
     model: str
     input: Raw
     instructions: Raw | UnsetType = UNSET
@@ -119,9 +132,14 @@ class _Messages(Struct):
     tools: Raw | UnsetType = UNSET
     stream: bool | None = None
     max_tokens: Count | None = None
+    metadata: Raw = _NOTHING
 
 
-class _Embeddings(Struct):
+class _MessagesMetadata(Struct):
+    user_id: Raw = _NOTHING
+
+
+class _Embeddings(_SaysOfItself, kw_only=True):
     model: str
     input: Raw
 
@@ -138,6 +156,7 @@ _responses = msgspec.json.Decoder(_Responses)
 _messages = msgspec.json.Decoder(_Messages)
 _embeddings = msgspec.json.Decoder(_Embeddings)
 _tokenize = msgspec.json.Decoder(_Tokenize)
+_messages_metadata = msgspec.json.Decoder(_MessagesMetadata)
 _raw_list = msgspec.json.Decoder(list[Raw])
 _token_ids = msgspec.json.Decoder(list[int])
 
@@ -175,6 +194,8 @@ def _parse_chat(body: bytes) -> RequestView:
         samples=view.n or 1,
         output_tokens=view.max_completion_tokens or view.max_tokens,
         output_field=output_field,
+        user=_user(view),
+        metadata=bytes(view.metadata) if view.metadata else b"",
         **_usage_wishes(view.stream_options),
     )
 
@@ -198,6 +219,8 @@ def _parse_completions(body: bytes) -> RequestView:
         prompts=prompts,
         samples=max(view.n or 1, view.best_of or 1),
         output_tokens=view.max_tokens,
+        user=_user(view),
+        metadata=bytes(view.metadata) if view.metadata else b"",
         **_usage_wishes(view.stream_options),
     )
 
@@ -216,6 +239,8 @@ def _parse_responses(body: bytes) -> RequestView:
         stream=bool(view.stream),
         output_tokens=view.max_output_tokens,
         output_field="max_output_tokens",
+        user=_user(view),
+        metadata=bytes(view.metadata) if view.metadata else b"",
     )
 
 
@@ -234,7 +259,13 @@ def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
         if part is not UNSET:
             prompt = bytes(part) + prompt
     return RequestView(
-        endpoint=endpoint, model=view.model, prompt=prompt, stream=bool(view.stream), output_tokens=view.max_tokens
+        endpoint=endpoint,
+        model=view.model,
+        prompt=prompt,
+        stream=bool(view.stream),
+        output_tokens=view.max_tokens,
+        user=_messages_user(bytes(view.metadata)) if view.metadata else b"",
+        metadata=bytes(view.metadata) if view.metadata else b"",
     )
 
 
@@ -249,6 +280,8 @@ def _parse_embeddings(body: bytes) -> RequestView:
         prompts=prompts,
         prompt_tokens=None if lengths is None else sum(lengths),
         longest_tokens=None if lengths is None else max(lengths),
+        user=_user(view),
+        metadata=bytes(view.metadata) if view.metadata else b"",
     )
 
 
@@ -269,6 +302,20 @@ _PARSERS = {
     Endpoint.EMBEDDINGS: _parse_embeddings,
     Endpoint.TOKENIZE: _parse_tokenize,
 }
+
+
+def _user(view: _SaysOfItself) -> bytes:
+    if view.user and bytes(view.user) != b"null":
+        return bytes(view.user)
+    return bytes(view.safety_identifier) if view.safety_identifier else b""
+
+
+def _messages_user(metadata: bytes) -> bytes:
+    """Anthropic's name for it. Odd metadata is the engine's to refuse."""
+    try:
+        return bytes(_messages_metadata.decode(metadata).user_id)
+    except msgspec.ValidationError:
+        return b""
 
 
 def _usage_wishes(options: _StreamOptions | UnsetType | None) -> dict[str, Any]:

@@ -37,15 +37,18 @@ def key_of(tenant: str) -> str:
     return f"mtok-{tenant}-{'k' * 43}"
 
 
-def policies(*engines: Engine, limits: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def policies(
+    *engines: Engine, limits: dict[str, Any] | None = None, ledger: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
     """A policy document: the model `tiny` on these engines, `acme` with these limits, and `rival`, who may not use it.
 
-    `changes` are made to the model.
+    `ledger` is that section; `changes` are made to the model.
     """
     model: dict[str, Any] = {"replicas": [{"url": engine.url} for engine in engines], "price": PRICE}
     model |= {"aliases": ["small"], **changes}
     keys = {name: [{"id": name, "sha256": hash_key(key_of(name))}] for name in ("acme", "rival")}
     return {
+        "ledger": ledger or {},
         "models": {"tiny": model, "other": {"replicas": model["replicas"]}},
         "tenants": {
             "acme": {"keys": keys["acme"], "models": ["tiny"], "limits": limits or {}},

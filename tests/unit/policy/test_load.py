@@ -17,6 +17,7 @@ from gateway.policy import (
     PriceSpec,
     ReplicaSpec,
     SloSpec,
+    TagsSpec,
     TenantSpec,
     load,
 )
@@ -87,6 +88,23 @@ def test_every_field_becomes_its_value(tmp_path: Path) -> None:
             slo=SloSpec(ttft_p99_ms=600, itl_p99_ms=80),
         )
     }
+
+
+def test_a_tenants_time_zone_is_its_limits(tmp_path: Path) -> None:
+    """Written with the tenant, and where its budget's days and months begin; UTC for the others."""
+    text = MODEL + "tenants: {acme: {time_zone: Europe/Berlin, limits: {requests_per_minute: 5}}, rival: {}}\n"
+    tenants = load(directory(tmp_path, a=text)).tenants
+    assert tenants["acme"].limits == LimitsSpec(requests_per_minute=5, time_zone="Europe/Berlin")
+    assert tenants["rival"].limits.time_zone == "UTC"
+
+
+def test_tags_to_split_usage_by(tmp_path: Path) -> None:
+    """None unless the policy names them; a header's name is lower case, as servers hand it over."""
+    ledger = load(directory(tmp_path, a=MODEL)).ledger
+    assert (ledger.users_max, ledger.tags) == (1000, TagsSpec())
+    text = MODEL + "ledger: {users_max: 0, tags: {names: [team, app], header: X-Tags, values_max: 7}}\n"
+    ledger = load(directory(tmp_path, a=text)).ledger
+    assert (ledger.users_max, ledger.tags) == (0, TagsSpec(names=("team", "app"), header="x-tags", values_max=7))
 
 
 def test_numbers_are_read_from_their_text(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ FIELDS = [
         in_class("max_wait_ms: 200"),
         "classes.c.max_wait_ms: unknown field 'max_wait_ms'; did you mean 'max_wait_s'? It is in seconds.",
     ),
-    (in_tenant("color: red"), "tenants.acme.color: unknown field 'color'; a tenant has keys, models, class, limits"),
+    (in_tenant("color: red"), "tenants.acme.color: unknown field 'color'; a tenant has keys, models, class, limits, "),
     (in_tenant("Models: [m]"), "tenants.acme.Models: unknown field 'Models'; did you mean 'models'?"),
     (in_tenant("limits:"), "tenants.acme.limits: is empty; it holds limits: write {requests_per_minute: 600, "),
     (in_tenant("models: m"), 'tenants.acme.models: is a list: write ["*"]'),
@@ -203,6 +203,21 @@ FIELDS = [
     ),
     (in_tenant("class: c").replace("acme", "'{acme}'"), "tenants.'{acme}': '{acme}' is a name: letters, digits and "),
     ("models: {? {a: 1} : 2}", "models: a name is missing before ':'"),
+]
+
+FIELDS += [
+    (
+        in_tenant("time_zone: Berlin"),
+        "tenants.acme.time_zone: 'Berlin' is no time zone: write an IANA name, such as Europe/Berlin or UTC",
+    ),
+    (in_tenant("time_zone: ../UTC"), "tenants.acme.time_zone: '../UTC' is no time zone"),
+    (in_tenant("time_zone: Europe"), "tenants.acme.time_zone: 'Europe' is no time zone"),
+    (in_tenant("tz: UTC"), "tenants.acme.tz: unknown field 'tz'; did you mean 'time_zone'?"),
+    ("ledger: {tags: {header: x-tags}}", "ledger.tags: names is missing."),
+    ("ledger: {tags: {names: [a, b, a]}}", "ledger.tags.names: a is in the list twice"),
+    ("ledger: {tags: {names: [a,b,c,d,e,f,g,h,i]}}", "ledger.tags.names: has 9 tags; at most 8"),
+    ("ledger: {tags: {names: [a], header: Cookie}}", "ledger.tags.header: 'Cookie' has a meaning of its own"),
+    ("ledger: {tags: {names: [a], header: 'a: b'}}", "ledger.tags.header: 'a: b' is a header's name"),
 ]
 
 REPLICAS = [

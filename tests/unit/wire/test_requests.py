@@ -29,6 +29,7 @@ NAMES = st.sampled_from(
     [
         *("model", "messages", "prompt", "input", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
         *("n", "best_of", "instructions", "tools", "system", "max_output_tokens", "prompt_embeds", "include_usage"),
+        *("user", "safety_identifier", "metadata", "user_id"),
     ]
 )
 
@@ -110,3 +111,23 @@ def test_the_prompt_begins_with_what_stays_the_same() -> None:
     messages = view(Endpoint.MESSAGES, messages=[1], system="s", tools=[2])
     assert messages.prompt == b'[2]"s"[1]'
     assert view(Endpoint.RESPONSES, input="x", instructions="i").prompt == b'"i""x"'
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "user", "metadata"),
+    [
+        (Endpoint.CHAT, {"messages": [{}], "user": "ann"}, b'"ann"', b""),
+        (Endpoint.CHAT, {"messages": [{}], "user": None, "safety_identifier": "ann"}, b'"ann"', b""),
+        (Endpoint.COMPLETIONS, {"prompt": "x", "user": "ann", "safety_identifier": "bob"}, b'"ann"', b""),
+        (Endpoint.RESPONSES, {"input": "x", "metadata": {"team": "a"}}, b"", b'{"team": "a"}'),
+        (Endpoint.EMBEDDINGS, {"input": "x", "user": 7, "metadata": 8}, b"7", b"8"),
+        (Endpoint.MESSAGES, {"messages": [1], "metadata": {"user_id": "ann"}}, b'"ann"', b'{"user_id": "ann"}'),
+        (Endpoint.MESSAGES, {"messages": [1], "metadata": [7]}, b"", b"[7]"),
+        (Endpoint.MESSAGES, {"messages": [1], "metadata": None}, b"", b"null"),
+        (Endpoint.CHAT, {"messages": [{}]}, b"", b""),
+    ],
+)
+def test_what_a_request_says_of_itself(endpoint: Endpoint, body: Any, user: bytes, metadata: bytes) -> None:
+    """`user`, else `safety_identifier`, Anthropic's `metadata.user_id`; raw, so that no value of theirs is refused."""
+    seen = view(endpoint, **body)
+    assert (seen.user, seen.metadata) == (user, metadata)
