@@ -10,18 +10,49 @@ from urllib.parse import urlencode
 
 import msgspec
 import typer
+from typer.core import TyperGroup
 
 from gateway.errors import Refusal
 
+from . import _export
 from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, settings, table
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.usage import Report, UsageQuery, UsageResult
 
 
+class _TenantFirst(TyperGroup):
+    """Commands beside a tenant's name: a first word that is no command, and an option, belong to `show`."""
+
+    def resolve_command(self, ctx, args):  # type: ignore[no-untyped-def]
+        if args[0] not in self.commands:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
 def add_to(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(epilog=STORE_ENVIRONMENT)(usage)
+    """Adds the commands."""
+    group = typer.Typer(
+        cls=_TenantFirst,
+        help=_ABOUT,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        epilog=STORE_ENVIRONMENT,
+        subcommand_metavar="TENANT|COMMAND [OPTIONS]",
+        context_settings={"ignore_unknown_options": True},
+    )
+    group.command("show", epilog=STORE_ENVIRONMENT)(usage)
+    _export.add_to(group)
+    app.add_typer(group, name="usage")
+
+
+_ABOUT = """Show what a tenant used and what it cost, or export it.
+
+`mtok usage TENANT` is short for `mtok usage show TENANT`, whose help page has its options; the long form also reaches
+a tenant whose name is a command's: `mtok usage show export`.
+
+Example: mtok usage acme --start 7d --bucket 1d --group-by model,key
+"""
 
 
 def usage(  # noqa: PLR0917 - options have names on the command line
@@ -38,7 +69,7 @@ def usage(  # noqa: PLR0917 - options have names on the command line
 
     Tokens are the engines' own counts; input includes cached input. Costs are US dollars, exact. Times are UTC.
 
-    Example: mtok usage acme --start 7d --bucket 1d --group-by model,key
+    Example: mtok usage show acme --start 7d --bucket 1d --group-by model,key
     """
     from gateway.usage import parse_query
 

@@ -1,7 +1,7 @@
 """What have I used? The usage report of a tenant: what it used and cost by time, model and key, and what is left."""
 
 from ._limits import BudgetLeft, LimitLeft
-from ._query import BUCKETS_MAX, GroupKey, UsageQuery, parse_query
+from ._query import BUCKETS_MAX, GroupKey, UsageQuery, parse_query, parse_time
 from ._report import ModelPrice, PriceShown, Report, UsageBucket, UsageResult, report
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "UsageQuery",
     "UsageResult",
     "parse_query",
+    "parse_time",
     "report",
 ]

@@ -79,6 +79,14 @@ def _parse(query_string: bytes, now_s: int) -> UsageQuery:
     )
 
 
+def parse_time(name: str, text: str) -> int | Refusal:
+    """A time as queries write it, in Unix seconds, or the refusal that says how to write it."""
+    try:
+        return _time(name, text)
+    except Refused as refused:
+        return refused.refusal
+
+
 def _time(name: str, text: str) -> int:
     """Unix seconds; a fraction of a second is cut off."""
     try:

@@ -21,6 +21,8 @@ COMMANDS = [
     ["demo"],
     ["simulate"],
     ["usage"],
+    ["usage", "show"],
+    ["usage", "export"],
     *(["keys", name] for name in ("create", "list", "rotate", "revoke")),
     ["policy", "check"],
     ["price", "quote"],
@@ -155,6 +157,9 @@ RATE = ["--output-tokens-per-second", "100"]
         (["price", "quote", *RATE, "--gpu", "L4", "--input-ratio", "28"], "mtok: input_ratio is a share of the output"),
         (["price", "quote", *RATE, "--gpu", "L4", "--overhead", "x"], "'x' is not a plain number, e.g. 2.99"),
         (["price", "quote", "--gpu", "L4"], "Missing option '--output-tokens-per-second'"),
+        (["usage", "--bucket", "2h", "acme"], "mtok: bucket is '2h'; it is one of 1m, 1h, 1d."),
+        (["usage", "show", "export", "--bucket", "2h"], "mtok: bucket is '2h'; it is one of 1m, 1h, 1d."),
+        (["usage", "export"], "Missing option '--format'"),
         (["usage", "acme", "--bucket", "2h"], "mtok: bucket is '2h'; it is one of 1m, 1h, 1d."),
         (["usage", "acme", "--start", "yesterday"], "mtok: start is 'yesterday'; send Unix seconds"),
         (["usage", "acme", "--group-by", "tenant"], "mtok: group_by is 'tenant'; it is model, key or both"),
@@ -180,7 +185,7 @@ def test_what_is_asked_wrongly_is_told_in_a_line_with_exit_code_2(arguments: lis
 def test_a_redis_that_does_not_answer_is_one_line() -> None:
     """Exit code 1: it was asked rightly and could not be done."""
     environ = os.environ | {"MTOK_REDIS_URL": "redis://127.0.0.1:1"}
-    for arguments in (["keys", "list"], ["usage", "acme"]):
+    for arguments in (["keys", "list"], ["usage", "acme"], ["usage", "export", "--format", "csv"]):
         done = subprocess.run(
             [sys.executable, "-m", "gateway.cli", *arguments], env=environ, capture_output=True, text=True, check=False
         )

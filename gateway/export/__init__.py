@@ -1,0 +1,26 @@
+"""Usage for others' books: exports to files, a push of CloudEvents, FOCUS cost rows, and corrections."""
+
+from ._cursor import CursorError, CursorFile, Position, opened, parse_after, publish, shown_after
+from ._export import Exported, Span, export, output_file
+from ._formats import FORMATS, Format, FormatUnavailable, Writer, writer
+from ._rows import COLUMNS
+
+__all__ = [
+    "COLUMNS",
+    "FORMATS",
+    "CursorError",
+    "CursorFile",
+    "Exported",
+    "Format",
+    "FormatUnavailable",
+    "Position",
+    "Span",
+    "Writer",
+    "export",
+    "opened",
+    "output_file",
+    "parse_after",
+    "publish",
+    "shown_after",
+    "writer",
+]
