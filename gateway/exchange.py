@@ -13,7 +13,8 @@ from gateway.clock import Clock
 from gateway.context import PromptSize, questions
 from gateway.errors import Refusal, Refused
 from gateway.fleet import ConnectFailed, Fleet, Interrupted, ModelFleet, Replica, UpstreamLost
-from gateway.metering import Status
+from gateway.meter import Meter, Metered
+from gateway.metering import FailedAttempt, Status
 from gateway.relay import (
     Answer,
     ClientWatch,
@@ -48,13 +49,17 @@ class Exchange(Struct, frozen=True, kw_only=True):
     telemetry: Telemetry
     clock: Clock
 
+    @property
+    def _meter(self) -> Meter:
+        return self.reservation.meter
+
     async def run(self) -> None:
         """Places the request and carries the answer through. Has settled when it returns."""
         try:
             answer = await self._open()
         except Interrupted:
             if self.watch.gone:
-                await self.reservation.settle(Outcome("client_gone"))
+                await self.reservation.settle(Outcome("client_gone", self._meter.cut()))
             else:
                 await self._end_refused("upstream_lost", refusals.DRAINING)
             return
@@ -86,52 +91,66 @@ class Exchange(Struct, frozen=True, kw_only=True):
             replica = choose(chain, self.prefixes, targets)
             tried.add(replica)
             self.call.replica = replica.name
+            warm_bytes = self.prefixes.warm_bytes(chain, replica.name, len(self.view.prompt))
+            self._meter.place(warm_bytes, replica.context_tokens)
             head = replica.head(self.call.endpoint.path, request_id, len(self.body), self.passed_on)
             try:
                 answer = await open_answer(replica, head, self.body, self.watch)
             except ConnectFailed as error:
                 replica.healthy = False
-                self._note_retry(replica, "connect", error)
+                self._note_failed(replica, "connect", error)
             except UpstreamLost as error:
                 if self.watch.gone:
                     raise Interrupted from error
                 lost = True
-                self._note_retry(replica, "lost", error)
+                self._note_failed(replica, "lost", error)
             else:
                 if answer.status not in (429, 503):
                     self.prefixes.note(chain, replica.name)
                     return answer
                 busy = True
                 answer.close()
-                self._note_retry(replica, "busy", None)
+                self._note_failed(replica, "busy", None)
         if lost:
             raise Refused(refusals.UPSTREAM_LOST)
         raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
 
-    def _note_retry(self, replica: Replica, reason: str, error: Exception | None) -> None:
-        self.telemetry.metrics.retries.labels(replica.name, reason).inc()
+    def _note_failed(self, replica: Replica, reason: str, error: Exception | None) -> None:
+        """What an attempt burnt that died after it was sent is the platform's loss."""
+        input_tokens, output_tokens = self._meter.attempt_most() if reason == "lost" else (0, 0)
+        self._meter.withdraw()
+        self.call.failed_attempts += (
+            FailedAttempt(replica=replica.name, code=reason, input_tokens=input_tokens, output_tokens=output_tokens),
+        )
+        metrics = self.telemetry.metrics
+        metrics.retries.labels(replica.name, reason).inc()
+        metrics.lost_tokens.labels(replica.name, "input").inc(input_tokens)
+        metrics.lost_tokens.labels(replica.name, "output").inc(output_tokens)
         log.warning("replica %s: %s", replica.name, error or reason, extra={"data": {"request_id": self.call.id}})
 
     async def _stream(self, answer: Answer) -> None:
         scanner = scanner_for(self.view)
+        self._meter.follow(scanner)
         self.outgoing.prepare(answer.status, self._head(answer))
         try:
             last = await pump_stream(answer, scanner, self.outgoing)
         except (UpstreamLost, Interrupted) as error:
-            usage, estimated = await self._usage_at_cut(scanner)
+            cut = await self._cut(scanner)
             if self.watch.gone:
                 # SDKs hang up at an error event: then it was the engine that ended the answer, not its client.
                 left: Status = "engine_error" if scanner.failed else "client_gone"
-                await self.reservation.settle(Outcome(left, usage, estimated=estimated))
+                await self.reservation.settle(Outcome(left, cut))
                 return
             code = "shutdown" if isinstance(error, Interrupted) else "upstream_lost"
             log.warning("stream lost: %s", error or code, extra={"data": {"request_id": self.call.id}})
-            await self.reservation.settle(Outcome("upstream_lost", usage, code, estimated))
+            await self.reservation.settle(Outcome("upstream_lost", cut, code))
             last = stream_error(self.call.endpoint, refusals.STREAM_LOST, code)
         else:
-            usage, estimated = await self._usage_at_end(scanner.usage())
-            status: Status = "engine_error" if scanner.failed else "ok"
-            await self.reservation.settle(Outcome(status, usage, estimated=estimated))
+            if scanner.failed:
+                outcome = Outcome("engine_error", await self._cut(scanner))
+            else:
+                outcome = Outcome("ok", await self._ended(scanner))
+            await self.reservation.settle(outcome)
         await self.outgoing.end(last)
 
     async def _whole(self, answer: Answer) -> None:
@@ -147,52 +166,48 @@ class Exchange(Struct, frozen=True, kw_only=True):
                 usage = read_answer(self.view.endpoint, told)
         except (UpstreamLost, Interrupted) as error:
             if self.watch.gone:
-                await self.reservation.settle(Outcome("client_gone"))
+                await self.reservation.settle(Outcome("client_gone", self._meter.cut()))
             elif self.outgoing.started:
                 # Half a JSON answer cannot be mended: the connection is cut, so that the client sees it.
-                await self.reservation.settle(Outcome("upstream_lost", code="upstream_lost"))
+                await self.reservation.settle(Outcome("upstream_lost", self._meter.cut(), "upstream_lost"))
                 raise
             else:
                 interrupted = isinstance(error, Interrupted)
                 await self._end_refused("upstream_lost", refusals.DRAINING if interrupted else refusals.UPSTREAM_LOST)
             return
         estimated = usage is None and self.view.endpoint.generates
-        await self.reservation.settle(Outcome("ok", usage or NO_USAGE, estimated=estimated))
+        metered = self._meter.finished(usage or NO_USAGE, estimated=estimated)
+        await self.reservation.settle(Outcome("ok", metered))
         await self.outgoing.end(content)
 
     async def _error(self, answer: Answer) -> None:
-        """An engine's refusal in OpenAI's shape. Nothing was used."""
+        """An engine's refusal in OpenAI's shape. Nothing was used, unless the engine failed."""
         try:
             content, _ = await read_whole(answer)
         except (UpstreamLost, Interrupted):
             content = b""
         refusal = engine_refusal(answer.status, content)
+        if refusal.status < 500:
+            self._meter.withdraw()
         await self._end_refused("refused" if refusal.status < 500 else "engine_error", refusal)
 
     async def _end_refused(self, status: Status, refusal: Refusal) -> None:
-        await self.reservation.settle(Outcome(status, code=refusal.code))
+        await self.reservation.settle(Outcome(status, self._meter.cut(), refusal.code))
         await self.outgoing.refuse(refusal, self.call.answer_headers())
 
-    async def _usage_at_cut(self, scanner: StreamScanner) -> tuple[Usage, bool]:
-        """What is billed of a stream that was cut, and whether that is an estimate: never more than was generated.
+    async def _cut(self, scanner: StreamScanner) -> Metered:
+        """What is billed of a stream that was cut. Where the engine told nothing, its tokenizer counts the prompt."""
+        if scanner.usage() is None and scanner.output_events:
+            return self._meter.cut(await count_prompt(self.fleet, self.model, self.view, self.body))
+        return self._meter.cut()
 
-        Where the engine tells usage only at the end, each event with text is at least one token, and the prompt is
-        counted by the engine's tokenizer; a prompt that never reached its first token is not counted by vLLM either.
-        """
-        told, seen = scanner.usage(), scanner.output_events
-        if told is None:
-            return (await self._counted(output_tokens=seen), True) if seen else (NO_USAGE, False)
-        if told.output_tokens >= seen:
-            return told, False
-        cached = told.input_cached_tokens
-        return Usage(input_tokens=told.input_tokens, input_cached_tokens=cached, output_tokens=seen), True
-
-    async def _usage_at_end(self, told: Usage | None) -> tuple[Usage, bool]:
-        return (told, False) if told is not None else (await self._counted(output_tokens=0), True)
-
-    async def _counted(self, *, output_tokens: int) -> Usage:
+    async def _ended(self, scanner: StreamScanner) -> Metered:
+        told = scanner.usage()
+        if told is not None:
+            return self._meter.finished(told)
         size = await count_prompt(self.fleet, self.model, self.view, self.body)
-        return Usage(input_tokens=size.total if size is not None else 0, output_tokens=output_tokens)
+        usage = Usage(input_tokens=size.total if size is not None else 0, output_tokens=scanner.output_events)
+        return self._meter.finished(usage, estimated=True)
 
     def _head(self, answer: Answer) -> Headers:
         return [*answer.headers(), *self.call.answer_headers()]

@@ -25,10 +25,11 @@ from gateway import refusals
 from gateway.admission import Ask
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
-from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most
+from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most, prompt_most
 from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange, count_prompt
 from gateway.fleet import Fleet, ModelFleet
+from gateway.meter import Meter
 from gateway.metering import Labels, Ledger
 from gateway.policy import Policies, TenantSpec
 from gateway.pricing import Price
@@ -196,13 +197,19 @@ class Lifecycle:
             answers_most = output_most(view, least(view).longest, limits) * view.answers
             tokens = _likely_tokens(view, size, answers_most, tenant.limits.tokens_per_minute)
             if price is not None and tenant.limits.budget_usd is not None:
-                prompt_most = size.total if size.exact else most(view).total
-                if limits.context is not None:
-                    prompt_most = min(prompt_most, limits.context * view.prompts)
                 # An absurd `n` multiplies to more than the ledger's numbers hold; no budget holds that much either.
-                nanousd = min(EXACT_MAX, price.ceiling_nanousd(prompt_most, answers_most))
+                nanousd = min(EXACT_MAX, price.ceiling_nanousd(prompt_most(view, size, limits), answers_most))
         ask = Ask(lease_id=call.id, tokens=tokens, nanousd=nanousd)
-        return Reservation(call, tenant, ask, price, ledger=self.ledger, telemetry=self.telemetry, clock=self.clock)
+        return Reservation(
+            call,
+            tenant,
+            ask,
+            price,
+            meter=Meter(view, size, limits),
+            ledger=self.ledger,
+            telemetry=self.telemetry,
+            clock=self.clock,
+        )
 
     async def _refuse(self, call: Call, refusal: Refusal, outgoing: Outgoing) -> None:
         """Records a refusal that took nothing, then answers it."""

@@ -49,6 +49,12 @@ def most(view: RequestView) -> PromptSize:
     return PromptSize(total=total, longest=total, exact=False)
 
 
+def prompt_most(view: RequestView, size: PromptSize, limits: ContextLimits) -> int:
+    """The most tokens all prompts together can have, given what is known of their size; the context binds each."""
+    total = size.total if size.exact else most(view).total
+    return total if limits.context is None else min(total, limits.context * view.prompts)
+
+
 def estimate(view: RequestView) -> PromptSize:
     """What it probably is."""
     if view.prompt_tokens is not None:

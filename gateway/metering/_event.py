@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from gateway.wire import Usage
+from gateway.wire import NO_USAGE, Usage
 
 Status = Literal["ok", "client_gone", "upstream_lost", "engine_error", "gateway_lost", "refused", "correction"]
 
@@ -17,12 +17,14 @@ EVENT_VERSION: Final = 2
 class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An attempt at another replica that failed before this request's answer: the platform's loss, billed to nobody.
 
-    `input_tokens` is the most it can have burnt there; a replica that refused the connection burnt nothing.
+    `input_tokens` and `output_tokens` are the most it can have burnt there; a replica that refused the connection, or
+    said that it is busy, burnt nothing.
     """
 
     replica: str
     code: str
     input_tokens: int = 0
+    output_tokens: int = 0
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -30,11 +32,12 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `id` is the request id the client, the engine and the log know. `code` is the refusal's or error's code. `estimated`
     says that not every count came from the engine, `cached_predicted` that the cached share is what the prefix index
-    expected, since vLLM tells it only at the end. `samples` is how often the engine counts the prompt. `user` and
-    `tags` are what the client's request said of itself, for splitting usage.
+    expected, since vLLM tells it only at the end. `samples` is how often the engine counted the input: once per sample,
+    at least. `user` and `tags` are what the client's request said of itself, for splitting usage.
 
     An answer that was cut may have cost the engine more than was delivered and billed: at most `undelivered_input_max`
-    and `undelivered_output_max` tokens more. `gateway_lost` is an answer whose gateway died; it was billed at its last
+    tokens more than `usage.input_tokens` × `samples`, and `undelivered_output_max` more than `usage.output_tokens`.
+    `gateway_lost` is an answer whose gateway died; it was billed at its last
     checkpoint. A `correction` refers to the event it corrects and holds the difference, which may be negative.
     """
 
@@ -47,7 +50,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: Status
     replica: str = ""
     code: str = ""
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     estimated: bool = False
     cached_predicted: bool = False
     cost_nanousd: int = 0

@@ -12,6 +12,8 @@ from typing import Protocol, TypeVar
 
 import xxhash
 
+from ._prefix import BLOCK_BYTES, MAX_BLOCKS
+
 LOAD_FACTOR = 1.25
 LOAD_FREE = 4
 """Below so many requests a warm prefix is worth more than an even spread: an H200 decodes 4 streams as fast as one."""
@@ -49,6 +51,18 @@ class PrefixIndex:
             if block in owner:
                 return owner[block]
         return None
+
+    def warm_bytes(self, chain: Sequence[int], name: str, prompt_bytes: int) -> int:
+        """How many leading bytes of a prompt of that length, whose chain this is, `name` has seen before.
+
+        Its deepest block counts, whoever saw the ones before it since. A chain known to its end is a whole prompt,
+        unless it was too long to be hashed to its end.
+        """
+        owner = self._owner
+        for depth in range(len(chain), 0, -1):
+            if owner.get(chain[depth - 1]) == name:
+                return prompt_bytes if depth == len(chain) < MAX_BLOCKS else depth * BLOCK_BYTES
+        return 0
 
     def note(self, chain: Sequence[int], name: str) -> None:
         """`name` has this whole prefix now; the least recently used blocks are forgotten beyond the bound."""

@@ -117,6 +117,12 @@ class Metrics:
             ("replica", "reason"),
             registry=registry,
         )
+        self.lost_tokens = Counter(
+            "mtok_lost_tokens",
+            "The most tokens that failed attempts can have burnt: the platform's loss, billed to nobody.",
+            ("replica", "kind"),
+            registry=registry,
+        )
         self.replica_healthy = Gauge(
             "mtok_replica_healthy",
             "1 when the replica answered its last probe.",

@@ -19,7 +19,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from ._members import member_span
 from ._readers import CompletionUsage, MessageUsage, ResponseUsage, completion_usage
 from ._requests import Endpoint, RequestView
-from ._usage import Usage
+from ._usage import Usage, sum_usage
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """A longer event is passed on in pieces, uncut: no engine's usage event is that long, and memory is bounded."""
@@ -85,6 +85,21 @@ class StreamScanner:
     @abstractmethod
     def usage(self) -> Usage | None:
         """What the engine has reported so far, the last report counting; None when it has reported nothing."""
+
+    @property
+    def usage_is_final(self) -> bool:
+        """Whether `usage` is the engine's last word on the whole answer."""
+        return False
+
+    @property
+    def prompts_told(self) -> int:
+        """Of how many prompts `usage` tells the input."""
+        return int(self.usage() is not None)
+
+    @property
+    def samples_begun(self) -> int:
+        """How many samples of each of these prompts have at least begun."""
+        return 1
 
     @property
     def output_events(self) -> int:
@@ -221,11 +236,23 @@ class CompletionScanner(StreamScanner):
             return None
         reports = {index: report.usage() for index, report in self._running.items()}
         by_prompt = {index // self._samples: report for index, report in reports.items()}
-        return Usage(
-            input_tokens=sum(report.input_tokens for report in by_prompt.values()),
-            input_cached_tokens=sum(report.input_cached_tokens for report in by_prompt.values()),
-            output_tokens=sum(report.output_tokens for report in reports.values()),
-        )
+        return sum_usage(by_prompt.values(), reports.values())
+
+    @property
+    def usage_is_final(self) -> bool:
+        return self._final is not None
+
+    @property
+    def prompts_told(self) -> int:
+        return len({index // self._samples for index in self._running})
+
+    @property
+    def samples_begun(self) -> int:
+        """vLLM opens all choices of a chat with the first token of one: only those with tokens have surely begun."""
+        begun = dict.fromkeys((index // self._samples for index in self._running), 0)
+        for index, report in self._running.items():
+            begun[index // self._samples] += bool(report.completion_tokens)
+        return max(1, min(begun.values(), default=1))
 
 
 class _ResponseBody(Struct):
@@ -272,6 +299,10 @@ class ResponseScanner(StreamScanner):
         return self._usage
 
     @property
+    def usage_is_final(self) -> bool:
+        return self._usage is not None
+
+    @property
     def output_events(self) -> int:
         return self._deltas
 
@@ -297,6 +328,7 @@ class MessageScanner(StreamScanner):
     def __init__(self) -> None:
         super().__init__()
         self._usage: Usage | None = None
+        self._usage_is_final = False
         self._deltas = 0
 
     def _event(self, block: bytes) -> bytes:
@@ -318,9 +350,14 @@ class MessageScanner(StreamScanner):
         report = event.usage or (event.message.usage if event.message is not None else None)
         if report is not None:
             self._usage = report.usage(self._usage)
+            self._usage_is_final = event.type == "message_delta"
 
     def usage(self) -> Usage | None:
         return self._usage
+
+    @property
+    def usage_is_final(self) -> bool:
+        return self._usage_is_final
 
     @property
     def output_events(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 
@@ -27,3 +29,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 NO_USAGE = Usage()
+
+
+def sum_usage(prompts: Iterable[Usage], answers: Iterable[Usage]) -> Usage:
+    """The input of `prompts` and the output of `answers`, added up."""
+    total = dict.fromkeys(Usage.__struct_fields__, 0)
+    for reports, kind in ((prompts, "input_"), (answers, "output_")):
+        for report in reports:
+            for name in Usage.__struct_fields__:
+                if name.startswith(kind):
+                    total[name] += getattr(report, name)
+    return Usage(**total)

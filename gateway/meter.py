@@ -1,0 +1,134 @@
+"""What one request has used so far, and the most its engine may have counted beyond that. Pure: asks nobody."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.context import ContextLimits, PromptSize, least, output_most, prompt_most
+from gateway.wire import NO_USAGE, RequestView, StreamScanner, Usage
+
+CONTEXT_UNKNOWN_TOKENS = 2**24
+"""The longest answer of an engine that does not tell its context: no model's is that long."""
+
+
+class Metered(Struct, frozen=True, kw_only=True):
+    """What is billed of a request, and how much that says about the engine's counters; the names are `UsageEvent`'s.
+
+    The engine counted at least `usage.input_tokens` × `samples` and `usage.output_tokens`, and at most
+    `undelivered_input_max` and `undelivered_output_max` more, unless `estimated`.
+    """
+
+    usage: Usage = NO_USAGE
+    estimated: bool = False
+    cached_predicted: bool = False
+    samples: int = 1
+    undelivered_input_max: int = 0
+    undelivered_output_max: int = 0
+
+
+NOTHING = Metered()
+
+
+class Meter:
+    """Follows one request: placed or not, its stream if it has one. Making it costs nothing: what only the end of an
+    answer or a checkpoint needs is worked out then."""
+
+    __slots__ = ("_context", "_limits", "_placed", "_scanner", "_size", "_view", "_warm_bytes")
+
+    def __init__(self, view: RequestView, size: PromptSize, limits: ContextLimits) -> None:
+        """`size` is what is known of the prompt, `limits` what the request was checked against."""
+        self._view = view
+        self._size = size
+        self._limits = limits
+        self._placed = False
+        self._scanner: StreamScanner | None = None
+        self._warm_bytes = 0
+        self._context: int | None = None
+
+    def place(self, warm_bytes: int, context: int | None) -> None:
+        """The request is on its way to a replica, which has probably cached the first `warm_bytes` of its prompt and
+        serves a context of that many tokens."""
+        self._placed = True
+        self._warm_bytes = warm_bytes
+        self._context = context
+
+    def withdraw(self) -> None:
+        """That replica has not taken it, or has failed: what it burnt there is told apart."""
+        self._placed = False
+
+    def follow(self, scanner: StreamScanner) -> None:
+        """Its answer is a stream, which this scanner reads."""
+        self._scanner = scanner
+
+    def finished(self, usage: Usage, *, estimated: bool = False) -> Metered:
+        """An answer that reached its end: all that was counted is billed."""
+        return Metered(usage=usage, estimated=estimated, samples=self._view.samples)
+
+    def cut(self, prompt: PromptSize | None = None, output_tokens: int = 0) -> Metered:
+        """An answer that ends here, before its engine has said what it used: never more than was generated.
+
+        `prompt` and `output_tokens` are what the engine's tokenizer says of the prompt and of the delivered text, for
+        engines that tell nothing in mid-stream. Without it the prompt is billed at its least. Cached input, which vLLM
+        tells only at the end, is what the prefix index predicted. A prompt that has not reached its first token is not
+        billed, as vLLM does not count it either.
+        """
+        view, scanner = self._view, self._scanner
+        if not self._placed or not view.endpoint.computes:
+            return NOTHING
+        if scanner is None:
+            return self._bounded(NO_USAGE, told=None, samples=1)
+        told, events = scanner.usage(), scanner.output_events
+        if told is not None and scanner.usage_is_final:
+            return self.finished(told)
+        output_tokens = max(events, output_tokens)
+        if told is None:
+            if not events:
+                return self._bounded(NO_USAGE, told=None, samples=1)
+            known = prompt or (self._size if self._size.exact else least(view))
+            usage = Usage(input_tokens=known.total, output_tokens=output_tokens)
+        elif told.output_tokens < events:
+            usage = replace(told, output_tokens=output_tokens)
+        else:
+            usage = told
+        return self._bounded(self._with_cached(usage), told=told, samples=scanner.samples_begun)
+
+    def attempt_most(self) -> tuple[int, int]:
+        """The most input and output tokens that an attempt at this request can have burnt."""
+        lost = self._bounded(NO_USAGE, told=None, samples=1)
+        return lost.undelivered_input_max, lost.undelivered_output_max
+
+    def _with_cached(self, usage: Usage) -> Usage:
+        """The predicted share of the prompt, rounded in the tenant's favour, where the engine has told none."""
+        prompt_bytes = len(self._view.prompt)
+        if usage.input_cached_tokens or not self._warm_bytes:
+            return usage
+        cached = -(-usage.input_tokens * self._warm_bytes // prompt_bytes)
+        return replace(usage, input_cached_tokens=min(usage.input_tokens, cached))
+
+    def _bounded(self, usage: Usage, *, told: Usage | None, samples: int) -> Metered:
+        """vLLM counts a prompt at its first token, once for each of its samples; and what it had generated when it
+        noticed that nobody reads."""
+        view = self._view
+        whole_prompt_told = (
+            told is not None and self._scanner is not None and self._scanner.prompts_told == view.prompts
+        )
+        once = usage.input_tokens
+        if not whole_prompt_told:
+            once = max(once, prompt_most(view, self._size, self._limits))
+        longest_least = once if whole_prompt_told and view.prompts == 1 else least(view).longest
+        return Metered(
+            usage=usage,
+            estimated=usage is not NO_USAGE and (told is None or usage.output_tokens != told.output_tokens),
+            cached_predicted=usage.input_tokens > 0 and (told is None or not told.input_cached_tokens),
+            samples=samples,
+            undelivered_input_max=once * view.samples - usage.input_tokens * samples,
+            undelivered_output_max=max(0, self._output_most(longest_least) - usage.output_tokens),
+        )
+
+    def _output_most(self, longest_least: int) -> int:
+        if not self._view.endpoint.generates:
+            return 0
+        context = max(self._limits.context or 0, self._context or 0) or CONTEXT_UNKNOWN_TOKENS
+        limits = replace(self._limits, context=context)
+        return output_most(self._view, longest_least, limits) * self._view.answers

@@ -1,0 +1,199 @@
+"""What is counted: parts of usage, answers that were cut, engines that tell nothing, failed attempts, checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gateway.call import Reservation
+from gateway.lifecycle import Lifecycle
+from gateway.metering import UsageEvent
+from gateway.wire import NO_USAGE
+from tests.integration.gateway.conftest import Start
+from tests.integration.gateway.engine import Conversation, Engine, Received, as_stream_cut_after, dies, recording
+from tests.integration.gateway.serving import ASKED, CHAT, eventually
+from tests.integration.gateway.test_relay import chunk
+
+STREAMED = ASKED | {"stream": True}
+PROMPT_MOST = len(json.dumps(ASKED["messages"])) + 256
+"""Tokens: at most one for each byte, and room for the template."""
+
+
+def prompt_of(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture
+def reservations(monkeypatch: pytest.MonkeyPatch) -> list[Reservation]:
+    """Every reservation that is made."""
+    made: list[Reservation] = []
+    reserve = Lifecycle._reserve
+
+    def keep(self: Lifecycle, *args: Any, **named: Any) -> Reservation:
+        made.append(reserve(self, *args, **named))
+        return made[-1]
+
+    monkeypatch.setattr(Lifecycle, "_reserve", keep)
+    return made
+
+
+async def test_checkpoints(
+    engine: Engine, second: Engine, start: Start, reservations: list[Reservation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a gateway that dies now would bill: nothing before the first token, then what the engine has reported, with
+    its cost and what the engine may have counted beyond."""
+    more = asyncio.Event()
+
+    async def script(talk: Conversation, _: Received) -> None:
+        await more.wait()
+        talk.stream()
+        talk.chunk(chunk(0, "x", 9, 1))
+        more.clear()
+        await more.wait()
+        talk.chunk(chunk(0, "y", 9, 7))
+        await talk.gone.wait()
+
+    engine.script = script
+    served = await start(engine)
+    before: list[UsageEvent] = []
+    enter = Reservation.__aenter__
+
+    async def entered(self: Reservation) -> Reservation:
+        await enter(self)
+        before.append(self.snapshot())
+        return self
+
+    monkeypatch.setattr(Reservation, "__aenter__", entered)
+    async with served.connect() as client:
+        client.post(CHAT, STREAMED, key=served.key, x_request_id="one")
+        await eventually(lambda: engine.received)
+        waiting = reservations[0].snapshot()
+        more.set()
+        await client.head()
+        await client.chunk()
+        first = reservations[0].snapshot()
+        more.set()
+        await client.chunk()
+        later = reservations[0].snapshot()
+    for snapshot in (*before, waiting, first, later):
+        assert (snapshot.id, snapshot.tenant, snapshot.model, snapshot.status) == (
+            "one",
+            "acme",
+            "tiny",
+            "gateway_lost",
+        )
+        assert snapshot.price_epoch.startswith("policy:")
+    assert (before[0].replica, before[0].undelivered_input_max, before[0].undelivered_output_max) == ("", 0, 0)
+    assert before[0].usage == waiting.usage == NO_USAGE
+    assert waiting.replica == engine.name
+    assert (waiting.undelivered_input_max, waiting.undelivered_output_max) == (PROMPT_MOST, 20)
+    assert (first.usage.input_tokens, first.usage.output_tokens, first.cost_nanousd) == (9, 1, 5500)
+    assert (later.usage.input_tokens, later.usage.output_tokens, later.cost_nanousd) == (9, 7, 11_500)
+    assert (later.undelivered_input_max, later.undelivered_output_max) == (0, 13)
+    assert not later.estimated
+    event = await served.event()
+    assert event["status"] == "client_gone"
+    assert event["usage"]["output_tokens"] == later.usage.output_tokens
+    assert event["undelivered_output_max"] == 13
+
+
+async def test_checkpoint_of_a_stream_that_tells_nothing(
+    engine: Engine, start: Start, reservations: list[Reservation]
+) -> None:
+    """A Responses stream is billed at its least: a token for each event, and the prompt's least."""
+    events = recording("responses_stream").events
+
+    async def script(talk: Conversation, _: Received) -> None:
+        talk.stream()
+        for event in events[:6]:
+            talk.chunk(event)
+        await talk.gone.wait()
+
+    engine.script = script
+    served = await start(engine)
+    async with served.connect() as client:
+        client.post(
+            "/v1/responses",
+            {"model": "tiny", "input": "import os", "stream": True, "max_output_tokens": 5},
+            key=served.key,
+        )
+        await client.head()
+        got = b""
+        while got.count(b"\n\n") < 6:
+            got += await client.chunk()
+        snapshot = reservations[0].snapshot()
+    assert (snapshot.usage.input_tokens, snapshot.usage.output_tokens, snapshot.estimated) == (0, 2, True)
+    assert (snapshot.undelivered_input_max, snapshot.undelivered_output_max) == (11 + 256, 3)
+    event = await served.event()
+    assert event["usage"]["input_tokens"] == 7
+
+
+async def test_a_cut_after_a_warm_prefix(engine: Engine, second: Engine, start: Start) -> None:
+    """vLLM tells the cached share only at the end: of a cut it is what the replica is known to have seen before."""
+    engine.script = second.script = as_stream_cut_after(chunk(0, "x", 1000, 1))
+    served = await start(engine, second)
+    shared = "s" * 2000
+    for number in range(2):
+        await served.post(STREAMED | {"messages": prompt_of(shared + f"{number}" * 1000)})
+    cold, warm = await served.events(at_least=2)
+    assert cold["replica"] == warm["replica"]
+    assert cold["cached_predicted"] is warm["cached_predicted"] is True
+    assert cold["usage"]["input_cached_tokens"] == 0
+    prompt_bytes = len('[{"role": "user", "content": "') + 3000 + len('"}]')
+    assert warm["usage"]["input_cached_tokens"] == -(-1000 * 7 * 256 // prompt_bytes)
+    assert warm["cost_nanousd"] < cold["cost_nanousd"]
+    await served.post(STREAMED | {"messages": prompt_of(shared + "1" * 1000)})
+    same = (await served.events(at_least=3))[2]
+    assert same["usage"]["input_cached_tokens"] == same["usage"]["input_tokens"] == 1000
+
+
+async def test_a_failed_attempt_is_the_platforms_loss(engine: Engine, second: Engine, start: Start) -> None:
+    """A retried request bills one answer; what the attempt that died can have burnt is on the event and in a metric."""
+    engine.script = second.script = recording("chat").script()
+    served = await start(engine, second)
+    assert (await served.post()).status == 200
+    chosen, other = (engine, second) if engine.received else (second, engine)
+    chosen.scripts.append(dies)
+    assert (await served.post()).status == 200
+    _, event = await served.events(at_least=2)
+    assert event["failed_attempts"] == [
+        {"replica": chosen.name, "code": "lost", "input_tokens": PROMPT_MOST, "output_tokens": 20}
+    ]
+    assert (event["replica"], event["status"]) == (other.name, "ok")
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (9, 8)
+    assert "undelivered_input_max" not in event
+    exposed = (await served.get("/metrics")).body.decode()
+    assert f'mtok_lost_tokens_total{{kind="input",replica="{chosen.name}"}} {PROMPT_MOST}.0' in exposed
+    assert f'mtok_lost_tokens_total{{kind="output",replica="{chosen.name}"}} 20.0' in exposed
+
+
+async def test_attempts_that_all_fail(engine: Engine, second: Engine, start: Start) -> None:
+    """Each replica's loss is told apart; nothing is billed."""
+    engine.script = second.script = dies
+    served = await start(engine, second)
+    assert (await served.post()).status == 502
+    event = await served.event()
+    assert {attempt["replica"] for attempt in event["failed_attempts"]} == {engine.name, second.name}
+    assert all(attempt["input_tokens"] == PROMPT_MOST for attempt in event["failed_attempts"])
+    assert (event["status"], event.get("cost_nanousd", 0)) == ("upstream_lost", 0)
+    assert "undelivered_input_max" not in event
+
+
+async def test_a_refused_connection_burns_nothing(engine: Engine, second: Engine, start: Start) -> None:
+    """The request runs elsewhere; the attempt is told, without tokens."""
+    engine.script = second.script = recording("chat").script()
+    served = await start(engine, second)
+    first = await served.post()
+    assert first.status == 200
+    chosen = engine if engine.received else second
+    await chosen.refuse()
+    for connection in list(chosen.connections):
+        connection.die()
+    assert (await served.post()).status == 200
+    event = (await served.events(at_least=2))[1]
+    assert event["failed_attempts"] == [{"replica": chosen.name, "code": "connect"}]
+    assert event["replica"] != chosen.name
+    assert event["usage"]["output_tokens"] == 8
