@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from gateway import refusals
 from gateway.errors import Refusal, Refused
@@ -16,11 +16,15 @@ from gateway.lifecycle import Lifecycle, request_id
 from gateway.metering import wall_clock_ms
 from gateway.policy import TenantSpec
 from gateway.relay import Message, Outgoing, Receive, Send
+from gateway.store import StoreUnavailable
 from gateway.tenants import key_of_header
-from gateway.usage import parse_query, report
+from gateway.usage import kept_days, parse_query, replica_alias, report
 from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
+
+SETTLED_S = 3600
+"""After that long, what a time holds of usage rarely changes: only by corrections, and by a backlog after an outage."""
 
 
 class Relayed:
@@ -39,11 +43,12 @@ class Relayed:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a page shows."""
+    """What a page shows. With `cache_control` a client may keep it, and asks by its tag whether it still holds."""
 
     body: bytes
     content_type: bytes = b"application/json"
     status: int = 200
+    cache_control: bytes = b""
 
 
 class Page:
@@ -64,19 +69,28 @@ class Page:
             log.exception("unexpected failure on %s", scope["path"])
             await _refuse(refusals.INTERNAL, scope, send)
         else:
-            head = [
-                (b"content-type", content.content_type),
-                (b"content-length", b"%d" % len(content.body)),
-                _request_id_header(scope),
-            ]
-            await send({"type": "http.response.start", "status": content.status, "headers": head})
-            await send({"type": "http.response.body", "body": content.body})
+            await _show(content, scope, send)
 
 
 async def unknown(scope: Message, receive: Receive, send: Send) -> None:
     """Every other path."""
     if scope["type"] == "http":
         await _refuse(refusals.unknown_path(scope["method"], scope["path"]), scope, send)
+
+
+async def _show(content: Content, scope: Message, send: Send) -> None:
+    status, body = content.status, content.body
+    head = [_request_id_header(scope)]
+    if content.cache_control:
+        tag = b'"%b"' % hashlib.blake2b(body, digest_size=16).hexdigest().encode()
+        head += [(b"etag", tag), (b"cache-control", content.cache_control), (b"vary", b"authorization, x-api-key")]
+        known = dict(scope["headers"]).get(b"if-none-match", b"")
+        if known == b"*" or tag in (name.strip().removeprefix(b"W/") for name in known.split(b",")):
+            status, body = 304, b""
+    if status != 304:
+        head += [(b"content-type", content.content_type), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _refuse(refusal: Refusal, scope: Message, send: Send) -> None:
@@ -126,29 +140,28 @@ class Pages:
 
     async def usage(self, scope: Message) -> Content:
         """`GET /v1/usage`: a tenant's own numbers; with the admin key anyone's (`?tenant=`)."""
-        now_s = self._lifecycle.clock.now_ms() // 1000
-        query = parse_query(scope["query_string"], now_s)
+        policies, now_s = self._lifecycle.policies, self._lifecycle.clock.now_ms() // 1000
+        query = parse_query(scope["query_string"], now_s, kept_days(policies.ledger))
         if isinstance(query, Refusal):
             raise Refused(query)
-        tenant = await self._whose_usage(dict(scope["headers"]), query.tenant)
-        usable = self._lifecycle.policies.models_of(tenant)
+        reader = await self._reader(dict(scope["headers"]))
+        tenant = self._tenant(reader, query.tenant)
+        usable = policies.models_of(tenant)
         prices = {m.name: self._lifecycle.prices[m.name] for m in usable if m.name in self._lifecycle.prices}
         try:
             answer = await report(
                 self._redis,
                 tenant.name,
-                start_s=query.start_s,
-                end_s=query.end_s,
-                bucket=query.bucket,
-                group_by=query.group_by,
+                query,
                 now_s=now_s,
                 limits=tenant.limits,
                 prices=prices,
+                replica_name=str if reader is None else replica_alias,
             )
-        except RedisError as error:
+        except StoreUnavailable as error:
             log.warning("usage cannot be read: %s", error)
             raise Refused(refusals.STORE_AWAY) from error
-        return Content(msgspec.json.encode(answer))
+        return Content(msgspec.json.encode(answer), cache_control=_cache_control(query.end_s, now_s))
 
     async def healthz(self, scope: Message) -> Content:
         """Whether this process serves at all."""
@@ -177,14 +190,25 @@ class Pages:
             for name in (spec.name, *spec.aliases)
         ]
 
-    async def _whose_usage(self, headers: dict[bytes, bytes], asked: str | None) -> TenantSpec:
+    async def _reader(self, headers: dict[bytes, bytes]) -> TenantSpec | None:
+        """The tenant who reads; None is the administrator. Raises `Refused`: 401, or 503."""
         key = key_of_header(headers.get(b"authorization", headers.get(b"x-api-key", b"")))
         if self._lifecycle.settings.is_admin(key):
+            return None
+        return (await self._lifecycle.authenticate(headers)).tenant
+
+    def _tenant(self, reader: TenantSpec | None, asked: str | None) -> TenantSpec:
+        """Whose usage is read: one's own, or the one the administrator names. Raises `Refused`: 400, 403 or 404."""
+        if reader is None:
             tenant = self._lifecycle.policies.tenants.get(asked or "")
             if tenant is None:
                 raise Refused(refusals.tenant_not_found(asked))
             return tenant
-        identity = await self._lifecycle.authenticate(headers)
-        if asked not in (None, identity.tenant.name):
+        if asked not in (None, reader.name):
             raise Refused(refusals.NOT_ADMIN)
-        return identity.tenant
+        return reader
+
+
+def _cache_control(end_s: int, now_s: int) -> bytes:
+    """A time that has passed is booked but for what a gateway could not yet deliver; the present is asked for anew."""
+    return b"private, max-age=300" if end_s < now_s - SETTLED_S else b"private, no-cache"

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import urlencode
 
 import msgspec
@@ -62,12 +64,15 @@ def usage(  # noqa: PLR0917 - options have names on the command line
     ] = "24h",
     end: Annotated[str, typer.Option(help="Until when, not included; written as --start.")] = "now",
     bucket: Annotated[str, typer.Option(help="Length of the rows: 1m, 1h or 1d.")] = "1h",
-    group_by: Annotated[str, typer.Option(help="Split by model, key, or model,key.")] = "",
+    group_by: Annotated[
+        str, typer.Option(help="Split by some of model, key, endpoint, status, replica, user, tag:NAME.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print what GET /v1/usage answers.")] = False,
 ) -> None:
     """Show what a tenant used and what it cost.
 
-    Tokens are the engines' own counts; input includes cached input. Costs are US dollars, exact. Times are UTC.
+    Tokens are the engines' own counts; input includes cached input. Costs are US dollars, exact. Times and days are
+    UTC: a tenant's time_zone shifts only when its budget begins anew.
 
     Example: mtok usage show acme --start 7d --bucket 1d --group-by model,key
     """
@@ -96,11 +101,9 @@ def _report(tenant: str, query: UsageQuery, now_s: int) -> Report:
             return await report(
                 redis,
                 tenant,
-                start_s=query.start_s,
-                end_s=query.end_s,
-                bucket=query.bucket,
-                group_by=query.group_by,
+                replace(query, limit=sys.maxsize),
                 now_s=now_s,
+                fields_max=sys.maxsize,
                 limits=None,  # limits and prices are the policies', which this command does not read
                 prices=None,
             )
@@ -116,9 +119,9 @@ def _report(tenant: str, query: UsageQuery, now_s: int) -> Report:
 
 
 def _shown(report: Report, query: UsageQuery) -> str:
-    groups = tuple(query.group_by)
+    groups = query.group_by
     rows = [
-        (_utc(part.start), *(str(getattr(result, group)) for group in groups), *_sums(result))
+        (_utc(part.start), *(_group(result, group) for group in groups), *_sums(result))
         for part in report.data
         for result in part.results
     ]
@@ -126,6 +129,12 @@ def _shown(report: Report, query: UsageQuery) -> str:
     head = ("START (UTC)", *(group.upper() for group in groups), "REQUESTS", "REFUSED", "INPUT", "CACHED", "OUTPUT")
     numbers = range(1 + len(groups), len(head) + 1)
     return table((*head, "COST USD"), rows, right=numbers)
+
+
+def _group(result: UsageResult, group: str) -> str:
+    tag = group.removeprefix("tag:")
+    value = getattr(result, group) if tag == group else cast(dict[str, str], result.tags)[tag]
+    return str(value)
 
 
 def _sums(result: UsageResult) -> tuple[str, ...]:

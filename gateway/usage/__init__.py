@@ -1,13 +1,16 @@
-"""What have I used? The usage report of a tenant: what it used and cost by time, model and key, and what is left."""
+"""What have I used? A tenant's usage by time and everything it can be split by, and what is left of its limits."""
 
 from ._limits import BudgetLeft, LimitLeft
-from ._query import BUCKETS_MAX, GroupKey, UsageQuery, parse_query, parse_time
+from ._parameters import parse_time
+from ._query import BUCKETS_MAX, GROUP_KEYS, TAG_PREFIX, UsageQuery, kept_days, parse_query
+from ._replicas import replica_alias
 from ._report import ModelPrice, PriceShown, Report, UsageBucket, UsageResult, report
 
 __all__ = [
     "BUCKETS_MAX",
+    "GROUP_KEYS",
+    "TAG_PREFIX",
     "BudgetLeft",
-    "GroupKey",
     "LimitLeft",
     "ModelPrice",
     "PriceShown",
@@ -15,7 +18,9 @@ __all__ = [
     "UsageBucket",
     "UsageQuery",
     "UsageResult",
+    "kept_days",
     "parse_query",
     "parse_time",
+    "replica_alias",
     "report",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import cast
 
 import msgspec
-from redis.asyncio.client import Pipeline
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from gateway.admission import period_at, usd
 from gateway.policy import LimitsSpec
 from gateway.pricing import nanousd_of_usd
-from gateway.store import TenantKeys
+from gateway.store import StoreUnavailable, TenantKeys
 
 UNITS_PER_ONE = 60_000
 """scripts/account.lua counts buckets in 1/60000, so that a limit per minute refills whole units per millisecond."""
@@ -41,45 +41,42 @@ class BudgetLeft(msgspec.Struct, frozen=True, kw_only=True):
 Limits = dict[str, LimitLeft | BudgetLeft]
 
 
-def limits_left(
-    pipeline: Pipeline, keys: TenantKeys, limits: LimitsSpec | None, now_s: int
-) -> Callable[[Sequence[object]], Limits]:
-    """Adds what has to be read to `pipeline`; the function that comes back turns those answers into the report's
-    `limits`. Unlimited ones are left out."""
-    if limits is None:
-        return lambda _: {}
+async def read_limits(redis: Redis, keys: TenantKeys, limits: LimitsSpec, now_s: int) -> Limits:
+    """What is left of each limit; unlimited ones are left out.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+    """
     period = period_at(limits.budget_period, now_s, limits.time_zone)
+    pipeline = redis.pipeline(transaction=False)
     pipeline.hmget(keys.limits, "requests", "tokens")
     pipeline.zcount(keys.leases, f"({now_s * 1000}", "+inf")
     pipeline.hmget(keys.budget(period.name), "spent", "reserved")
-
-    def read(answers: Sequence[object]) -> Limits:
-        buckets, running, money = answers
-        requests, tokens = cast(list[bytes | None], buckets)
-        spent, reserved = (int(amount or 0) for amount in cast(list[bytes | None], money))
-        left: Limits = {}
-        if limits.requests_per_minute is not None:
-            left["requests_per_minute"] = _bucket_left(limits.requests_per_minute, requests, now_s)
-        if limits.tokens_per_minute is not None:
-            left["tokens_per_minute"] = _bucket_left(limits.tokens_per_minute, tokens, now_s)
-        if limits.concurrent_requests is not None:
-            remaining = max(0, limits.concurrent_requests - cast(int, running))
-            left["concurrent_requests"] = LimitLeft(
-                limit=limits.concurrent_requests, remaining=remaining, resets_at=None
-            )
-        if limits.budget_usd is not None:
-            budget = nanousd_of_usd(limits.budget_usd)
-            left["budget_usd"] = BudgetLeft(
-                limit_usd=usd(budget),
-                period=limits.budget_period,
-                spent_usd=usd(spent),
-                reserved_usd=usd(reserved),
-                remaining_usd=usd(max(0, budget - spent - reserved)),
-                resets_at=period.end_s,
-            )
-        return left
-
-    return read
+    try:
+        buckets, running, money = await pipeline.execute()
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(f"Redis did not answer: {error}") from error
+    requests, tokens = cast(list[bytes | None], buckets)
+    spent, reserved = (int(amount or 0) for amount in cast(list[bytes | None], money))
+    left: Limits = {}
+    if limits.requests_per_minute is not None:
+        left["requests_per_minute"] = _bucket_left(limits.requests_per_minute, requests, now_s)
+    if limits.tokens_per_minute is not None:
+        left["tokens_per_minute"] = _bucket_left(limits.tokens_per_minute, tokens, now_s)
+    if limits.concurrent_requests is not None:
+        remaining = max(0, limits.concurrent_requests - cast(int, running))
+        left["concurrent_requests"] = LimitLeft(limit=limits.concurrent_requests, remaining=remaining, resets_at=None)
+    if limits.budget_usd is not None:
+        budget = nanousd_of_usd(limits.budget_usd)
+        left["budget_usd"] = BudgetLeft(
+            limit_usd=usd(budget),
+            period=limits.budget_period,
+            spent_usd=usd(spent),
+            reserved_usd=usd(reserved),
+            remaining_usd=usd(max(0, budget - spent - reserved)),
+            resets_at=period.end_s,
+        )
+    return left
 
 
 def _bucket_left(limit: int, stored: bytes | None, now_s: int) -> LimitLeft:

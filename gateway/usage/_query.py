@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final, Literal
-from urllib.parse import parse_qsl
+from typing import Final
 
 from gateway.errors import Refusal, Refused
+from gateway.policy import LedgerSpec, check_name
 from gateway.store import BUCKET_SECONDS, BucketSize
 
-GroupKey = Literal["model", "key"]
+from ._parameters import Parameters, bad, quoted
+
+GROUP_KEYS: Final = ("model", "key", "endpoint", "status", "replica", "user")
+TAG_PREFIX: Final = "tag:"
 
 BUCKETS_MAX: Final = 1500
 """Of one answer: a day and an hour of minutes, two months of hours, four years of days."""
@@ -18,137 +21,97 @@ BUCKETS_MAX: Final = 1500
 DEFAULT_SPAN_S: Final = 86_400
 
 _SIZES: Final[tuple[BucketSize, ...]] = ("1m", "1h", "1d")
-_GROUP_KEYS: Final[tuple[GroupKey, ...]] = ("model", "key")
-_PARAMETERS: Final = frozenset({"start", "end", "bucket", "group_by", "tenant"})
-_KEPT_DAYS: Final[dict[BucketSize, int]] = {"1m": 7, "1h": 120, "1d": 0}
-_YEAR_MAX_S: Final = 253_402_300_800  # the year 10000
+_PARAMETERS: Final = frozenset({"start", "end", "bucket", "group_by", "limit", "page", "tenant"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageQuery:
-    """What is asked: `start_s` <= time < `end_s` (Unix seconds), in buckets, split by the keys of `group_by`.
+    """What is asked: `start_s` <= time < `end_s` (Unix seconds), in buckets, split by the keys of `group_by`: some of
+    `GROUP_KEYS`, then tags as `tag:NAME`. `limit` buckets from `from_s` on, which is the start, or a page's cursor.
 
     `tenant` is whose usage, if the query names one; who may name it is the caller's decision.
     """
 
     start_s: int
     end_s: int
-    bucket: BucketSize
-    group_by: tuple[GroupKey, ...] = ()
+    from_s: int
+    bucket: BucketSize = "1h"
+    group_by: tuple[str, ...] = ()
+    limit: int = BUCKETS_MAX
     tenant: str | None = None
 
 
-def parse_query(query_string: bytes, now_s: int) -> UsageQuery | Refusal:
+def kept_days(ledger: LedgerSpec) -> dict[BucketSize, int]:
+    """How long a policy keeps buckets that are not kept for ever."""
+    return {"1m": ledger.keep_minutes_days, "1h": ledger.keep_hours_days}
+
+
+def parse_query(query_string: bytes, now_s: int, kept: Mapping[BucketSize, int] | None = None) -> UsageQuery | Refusal:
     """The query, or the 400 that names the parameter and what to send instead.
 
-    Times are Unix seconds or RFC 3339. Without them it is the last 24 hours; without a bucket, hours.
+    Times are Unix seconds or RFC 3339. Without them it is the last 24 hours; without a bucket, hours. `kept` is how
+    many days buckets are kept: what lies before is refused rather than shown as nothing.
     """
     try:
-        return _parse(query_string, now_s)
+        return _parse(Parameters(query_string, _PARAMETERS, lists=("group_by",)), now_s, kept or {})
     except Refused as refused:
         return refused.refusal
 
 
-def _parse(query_string: bytes, now_s: int) -> UsageQuery:
-    try:
-        pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
-    except ValueError:  # UnicodeDecodeError too
-        raise _bad(None, "The query string is not readable; send start, end, bucket and group_by.") from None
-    single: dict[str, str] = {}
-    groups: list[str] = []
-    for raw_name, value in pairs:
-        name = raw_name.removesuffix("[]")
-        if name not in _PARAMETERS:
-            raise _bad(name, f"Unknown parameter {_quoted(name)}; known are {', '.join(sorted(_PARAMETERS))}.")
-        if name == "group_by":
-            groups += value.split(",")
-        elif name in single:
-            raise _bad(name, f"{name} is given twice; send it once.")
-        else:
-            single[name] = value
-    end_s = _time("end", single["end"]) if "end" in single else now_s + 1  # exclusive, and now belongs to it
-    start_s = _time("start", single["start"]) if "start" in single else max(0, end_s - DEFAULT_SPAN_S)
-    if start_s >= end_s:
-        if start_s >= now_s and "end" not in single:
-            raise _bad("start", f"start ({start_s}) lies in the future; now is {now_s}.")
-        raise _bad("start", f"start ({start_s}) has to come before end ({end_s}), which is exclusive.")
-    bucket = _bucket(single.get("bucket", "1h"))
-    _check_span(start_s, end_s, bucket, now_s)
+def _parse(given: Parameters, now_s: int, kept: Mapping[BucketSize, int]) -> UsageQuery:
+    start_s, end_s = given.span_s("start", "end", now_s=now_s, default_s=DEFAULT_SPAN_S)
+    bucket = given.choice("bucket", _SIZES, "1h")
+    from_s = page_start_s(given, start_s, end_s, BUCKET_SECONDS[bucket])
+    _check_kept(from_s, bucket, now_s, kept)
     return UsageQuery(
-        start_s=start_s, end_s=end_s, bucket=bucket, group_by=_group_by(groups), tenant=single.get("tenant")
+        start_s=start_s,
+        end_s=end_s,
+        from_s=from_s,
+        bucket=bucket,
+        group_by=_group_by(given.items("group_by")) if "group_by" in given else (),
+        limit=given.number("limit", default=BUCKETS_MAX, most=BUCKETS_MAX),
+        tenant=given.text("tenant"),
     )
 
 
-def parse_time(name: str, text: str) -> int | Refusal:
-    """A time as queries write it, in Unix seconds, or the refusal that says how to write it."""
-    try:
-        return _time(name, text)
-    except Refused as refused:
-        return refused.refusal
+def page_start_s(given: Parameters, start_s: int, end_s: int, seconds: int) -> int:
+    """Where a page begins: at its cursor, which is the start of its first bucket, else where the time begins."""
+    text = given.text("page")
+    if text is None:
+        return start_s
+    digits = text.removeprefix("page_")
+    if not (text != digits and digits.isascii() and digits.isdigit() and len(digits) <= 12):
+        raise bad("page", f"page is {quoted(text)}; send next_page of the answer before, or leave it out.")
+    cursor_s = int(digits)
+    if cursor_s % seconds or not start_s <= cursor_s < end_s:
+        raise bad("page", "page is from another query; send the same start, end and bucket with it.")
+    return cursor_s
 
 
-def _time(name: str, text: str) -> int:
-    """Unix seconds; a fraction of a second is cut off."""
-    try:
-        if text.isascii() and text.isdigit() and len(text) <= 12:
-            seconds = int(text)
-        else:
-            moment = datetime.fromisoformat(text.replace(" ", "+"))  # an unescaped + arrives as a space
-            seconds = int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
-    except (ValueError, OverflowError):
-        seconds = -1
-    if not 0 <= seconds < _YEAR_MAX_S:
-        raise _bad(
-            name, f"{name} is {_quoted(text)}; send Unix seconds (1790000000) or RFC 3339 (2026-09-21T13:46:40Z)."
-        )
-    return seconds
+def page_cursor(next_s: int, end_s: int) -> str | None:
+    """The cursor of the page whose first bucket begins at `next_s`; None when the time has ended."""
+    return f"page_{next_s}" if next_s < end_s else None
 
 
-def _bucket(text: str) -> BucketSize:
-    for size in _SIZES:
-        if text == size:
-            return size
-    raise _bad("bucket", f"bucket is {_quoted(text)}; it is one of {', '.join(_SIZES)}.")
-
-
-def _group_by(names: list[str]) -> tuple[GroupKey, ...]:
+def _group_by(names: list[str]) -> tuple[str, ...]:
+    tags = []
     for name in names:
-        if name not in _GROUP_KEYS:
-            raise _bad("group_by", f"group_by is {_quoted(name)}; it is model, key or both: group_by=model,key.")
-    return tuple(key for key in _GROUP_KEYS if key in names)
+        if name.startswith(TAG_PREFIX) and check_name(name.removeprefix(TAG_PREFIX)) is None:
+            tags.append(name)
+        elif name not in GROUP_KEYS:
+            choices = ", ".join(GROUP_KEYS)
+            raise bad(
+                "group_by", f"group_by is {quoted(name)}; it is some of {choices} and tag:NAME: group_by=model,key."
+            )
+    return (*(key for key in GROUP_KEYS if key in names), *dict.fromkeys(tags))
 
 
-def _check_span(start_s: int, end_s: int, bucket: BucketSize, now_s: int) -> None:
-    kept_s = _KEPT_DAYS[bucket] * 86_400
-    if kept_s and start_s < now_s - kept_s:
-        wider = _wider(bucket)
-        raise _bad(
+def _check_kept(from_s: int, bucket: BucketSize, now_s: int, kept: Mapping[BucketSize, int]) -> None:
+    days = kept.get(bucket)
+    if days is not None and from_s < now_s - days * 86_400:
+        wider = _SIZES[_SIZES.index(bucket) + 1]
+        raise bad(
             "bucket",
-            f"Buckets of {bucket} are kept for {kept_s // 86_400} days and start ({start_s}) lies before; "
+            f"Buckets of {bucket} are kept for {days} days and start ({from_s}) lies before; "
             f"send bucket={wider}, or a later start.",
         )
-    if _count(start_s, end_s, bucket) > BUCKETS_MAX:
-        fits = next((size for size in _SIZES if _count(start_s, end_s, size) <= BUCKETS_MAX), None)
-        advice = f"send bucket={fits}, or ask for a shorter time" if fits else "ask for a shorter time"
-        raise _bad(
-            "bucket",
-            f"From start to end there are {_count(start_s, end_s, bucket)} buckets of {bucket}, more than the "
-            f"{BUCKETS_MAX} of one answer; {advice}.",
-        )
-
-
-def _count(start_s: int, end_s: int, bucket: BucketSize) -> int:
-    seconds = BUCKET_SECONDS[bucket]
-    return -(-end_s // seconds) - start_s // seconds
-
-
-def _wider(bucket: BucketSize) -> BucketSize:
-    return _SIZES[min(_SIZES.index(bucket) + 1, len(_SIZES) - 1)]
-
-
-def _quoted(text: str) -> str:
-    return f"'{text[:40]}'" if len(text) <= 40 else f"'{text[:40]}...'"
-
-
-def _bad(param: str | None, message: str) -> Refused:
-    return Refused(Refusal(status=400, code="invalid_value", message=message, param=param))

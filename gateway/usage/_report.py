@@ -1,26 +1,32 @@
-"""The usage report: what a tenant used, what it cost, what is left. Read in few round trips."""
+"""The usage report: what a tenant used, what it cost, what is left."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Final, Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from gateway.admission import usd
-from gateway.metering import CACHED, COST, INPUT, OUTPUT, REFUSED_PREFIX, REQUESTS, split_field
+from gateway.metering import (
+    CACHED,
+    COST,
+    ESTIMATED,
+    INPUT,
+    OUTPUT,
+    PARTS,
+    REFUSED_PREFIX,
+    REQUESTS,
+    Dimensions,
+)
 from gateway.policy import LimitsSpec
-from gateway.store import BUCKET_SECONDS, BucketSize, StoreUnavailable, TenantKeys
+from gateway.store import BUCKET_SECONDS, BucketSize, TenantKeys
 
-from ._limits import BudgetLeft, LimitLeft, limits_left
-from ._query import GroupKey
-
-TRIP_BUCKETS: Final = 200
-"""Buckets of one round trip. Redis' client reads a trip's answers without letting the event loop do anything else:
-1,440 buckets at once held it for 12 ms, measured; most answers fit one trip."""
+from ._buckets import ANSWER_FIELDS, Group, Grouping, Sums, field_counts, first_that_fit, read_fields
+from ._limits import BudgetLeft, LimitLeft, read_limits
+from ._query import TAG_PREFIX, UsageQuery, page_cursor
 
 
 class PriceShown(Protocol):
@@ -36,17 +42,30 @@ class PriceShown(Protocol):
     def output_usd_per_mtok(self) -> Decimal: ...
 
 
-class UsageResult(msgspec.Struct, frozen=True, kw_only=True):
+class UsageResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sums of one group. `requests` were served, even if only in part; `refused` counts the others by error code.
-    `input_tokens` includes `input_cached_tokens`. `cost_usd` is exact. `model` and `key` are there if grouped by."""
+    `input_tokens` and `output_tokens` are everything; what they hold of cached, written to the cache, reasoning, audio
+    and images is said beside them, if it is not 0 and the engine tells. Of `estimated` requests the engine had not
+    told every count. `cost_usd` is exact. What is grouped by is there, even if empty."""
 
     model: str | msgspec.UnsetType = msgspec.UNSET
     key: str | msgspec.UnsetType = msgspec.UNSET
+    endpoint: str | msgspec.UnsetType = msgspec.UNSET
+    status: str | msgspec.UnsetType = msgspec.UNSET
+    replica: str | msgspec.UnsetType = msgspec.UNSET
+    user: str | msgspec.UnsetType = msgspec.UNSET
+    tags: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     requests: int
     refused: dict[str, int]
     input_tokens: int
     input_cached_tokens: int
+    input_cache_write_tokens: int = 0
+    input_audio_tokens: int = 0
+    input_image_tokens: int = 0
     output_tokens: int
+    output_reasoning_tokens: int = 0
+    output_audio_tokens: int = 0
+    estimated: int = 0
     cost_usd: str
 
 
@@ -68,7 +87,8 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`GET /v1/usage`'s answer; `msgspec.json.encode` makes its body."""
+    """`GET /v1/usage`'s answer; `msgspec.json.encode` makes its body. `totals` are of the buckets in `data`, which may
+    not reach `end`: `next_page` is then the cursor of what follows."""
 
     object: Literal["usage"] = "usage"
     tenant: str
@@ -76,6 +96,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     end: int
     bucket: BucketSize
     data: list[UsageBucket]
+    has_more: bool
+    next_page: str | None
     totals: UsageResult
     limits: dict[str, LimitLeft | BudgetLeft]
     price: dict[str, ModelPrice]
@@ -84,83 +106,103 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 async def report(
     redis: Redis,
     tenant: str,
+    query: UsageQuery,
     *,
-    start_s: int,
-    end_s: int,
-    bucket: BucketSize,
-    group_by: Sequence[GroupKey],
     now_s: int,
     limits: LimitsSpec | None,
     prices: Mapping[str, PriceShown] | None,
+    replica_name: Callable[[str], str] = str,
+    fields_max: int = ANSWER_FIELDS,
 ) -> Report:
-    """What `tenant` used from `start_s` to before `end_s`, in whole buckets: a bucket that the time begins or ends in
-    counts whole. Without `limits` or `prices` those parts of the answer are empty.
+    """What `tenant` used in the time of `query`, in whole buckets: a bucket that the time begins or ends in counts
+    whole. Without `limits` or `prices` those parts of the answer are empty. `replica_name` says how replicas are shown.
+    The answer ends after `query.limit` buckets, or before the bucket that would make it read more than `fields_max`
+    fields.
 
     Raises:
         StoreUnavailable: Redis did not answer.
     """
     keys = TenantKeys(tenant)
-    seconds = BUCKET_SECONDS[bucket]
-    starts = range(start_s // seconds * seconds, end_s, seconds)
-    answers: list[object] = []
-    pipeline = redis.pipeline(transaction=False)
-    try:
-        for start in starts:
-            pipeline.hgetall(keys.usage(bucket, start))
-            if len(pipeline) == TRIP_BUCKETS:
-                answers += cast(list[object], await pipeline.execute())
-        left = limits_left(pipeline, keys, limits, now_s)
-        answers += cast(list[object], await pipeline.execute())
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis did not answer: {error}") from error
-    totals = _Sums()
-    data = []
-    for start, fields in zip(starts, cast(list[dict[bytes, bytes]], answers), strict=False):
-        groups: dict[tuple[str, ...], _Sums] = {}
-        for name, value in fields.items():
-            group, metric = split_field(name.decode())
-            sums = groups.setdefault(tuple(getattr(group, part) for part in group_by), _Sums())
-            sums.add(metric, int(value))
-            totals.add(metric, int(value))
-        results = [sums.result(dict(zip(group_by, group, strict=True))) for group, sums in sorted(groups.items())]
-        data.append(UsageBucket(start=start, end=start + seconds, results=results))
+    seconds = BUCKET_SECONDS[query.bucket]
+    starts = range(query.from_s // seconds * seconds, query.end_s, seconds)[: query.limit]
+    names = [keys.usage(query.bucket, start) for start in starts]
+    left = await read_limits(redis, keys, limits, now_s) if limits is not None else {}
+    counts = await field_counts(redis, names)
+    shown = first_that_fit(counts, fields_max)
+    buckets: list[dict[Group, Sums]] = [{} for _ in range(shown)]
+    grouping = Grouping(_group_of(query.group_by, replica_name))
+    async for position, fields in read_fields(redis, names[:shown], counts[:shown]):
+        grouping.add(fields, buckets[position])
+    next_page = page_cursor(starts[0] + shown * seconds, query.end_s)
     return Report(
         tenant=tenant,
-        start=start_s,
-        end=end_s,
-        bucket=bucket,
-        data=data,
-        totals=totals.result({}),
-        limits=left(answers[len(starts) :]),
+        start=query.start_s,
+        end=query.end_s,
+        bucket=query.bucket,
+        data=[
+            UsageBucket(
+                start=start,
+                end=start + seconds,
+                results=[_result(sums, query.group_by, group) for group, sums in sorted(groups.items())],
+            )
+            for start, groups in zip(starts, buckets, strict=False)
+        ],
+        has_more=next_page is not None,
+        next_page=next_page,
+        totals=_result(_total(buckets), (), ()),
+        limits=left,
         price={name: _shown(price) for name, price in sorted((prices or {}).items())},
     )
 
 
-class _Sums:
-    """Metrics of one group, added up."""
+def _group_of(group_by: Sequence[str], replica_name: Callable[[str], str]) -> Callable[[Dimensions], Group]:
+    def part(dimensions: Dimensions, key: str) -> str:
+        if key.startswith(TAG_PREFIX):
+            return dimensions.tag(key.removeprefix(TAG_PREFIX))
+        value: str = getattr(dimensions, key)
+        return replica_name(value) if key == "replica" else value
 
-    def __init__(self) -> None:
-        self._metrics: dict[str, int] = {}
+    return lambda dimensions: tuple(part(dimensions, key) for key in group_by)
 
-    def add(self, metric: str, n: int) -> None:
-        self._metrics[metric] = self._metrics.get(metric, 0) + n
 
-    def result(self, group: Mapping[GroupKey, str]) -> UsageResult:
-        metrics = self._metrics
-        return UsageResult(
-            model=group.get("model", msgspec.UNSET),
-            key=group.get("key", msgspec.UNSET),
-            requests=metrics.get(REQUESTS, 0),
-            refused={
-                metric.removeprefix(REFUSED_PREFIX): n
-                for metric, n in sorted(metrics.items())
-                if metric.startswith(REFUSED_PREFIX)
-            },
-            input_tokens=metrics.get(INPUT, 0),
-            input_cached_tokens=metrics.get(CACHED, 0),
-            output_tokens=metrics.get(OUTPUT, 0),
-            cost_usd=usd(metrics.get(COST, 0)),
-        )
+def _total(buckets: Sequence[Mapping[Group, Sums]]) -> Sums:
+    total: Sums = {}
+    for groups in buckets:
+        for sums in groups.values():
+            for metric, n in sums.items():
+                total[metric] = total.get(metric, 0) + n
+    return total
+
+
+def _result(sums: Sums, group_by: Sequence[str], group: Group) -> UsageResult:
+    values = dict(zip(group_by, group, strict=True))
+    tags = {key.removeprefix(TAG_PREFIX): value for key, value in values.items() if key.startswith(TAG_PREFIX)}
+    parts = {name: sums.get(metric, 0) for metric, name in PARTS.items()}
+    return UsageResult(
+        model=values.get("model", msgspec.UNSET),
+        key=values.get("key", msgspec.UNSET),
+        endpoint=values.get("endpoint", msgspec.UNSET),
+        status=values.get("status", msgspec.UNSET),
+        replica=values.get("replica", msgspec.UNSET),
+        user=values.get("user", msgspec.UNSET),
+        tags=tags or msgspec.UNSET,
+        requests=sums.get(REQUESTS, 0),
+        refused={
+            metric.removeprefix(REFUSED_PREFIX): n
+            for metric, n in sorted(sums.items())
+            if metric.startswith(REFUSED_PREFIX)
+        },
+        input_tokens=sums.get(INPUT, 0),
+        input_cached_tokens=sums.get(CACHED, 0),
+        input_cache_write_tokens=parts["input_cache_write_tokens"],
+        input_audio_tokens=parts["input_audio_tokens"],
+        input_image_tokens=parts["input_image_tokens"],
+        output_tokens=sums.get(OUTPUT, 0),
+        output_reasoning_tokens=parts["output_reasoning_tokens"],
+        output_audio_tokens=parts["output_audio_tokens"],
+        estimated=sums.get(ESTIMATED, 0),
+        cost_usd=usd(sums.get(COST, 0)),
+    )
 
 
 def _shown(price: PriceShown) -> ModelPrice:

@@ -73,9 +73,11 @@ class Served:
             client.post(path, ASKED if body is None else body, key=self.key if key is None else key, **headers)
             return await client.answer()
 
-    async def get(self, path: str, *, key: str | None = None) -> Answer:
+    async def get(self, path: str, *, key: str | None = None, **headers: str) -> Answer:
         """One GET on a connection of its own."""
-        return await self.say(f"GET {path} HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {key or self.key}\r\n\r\n")
+        lines = [f"GET {path} HTTP/1.1", "host: g", f"authorization: Bearer {key or self.key}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        return await self.say("\r\n".join(lines) + "\r\n\r\n")
 
     async def say(self, request: str | bytes) -> Answer:
         """Any bytes on a connection of their own, and the first answer to them."""

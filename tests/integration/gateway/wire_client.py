@@ -84,7 +84,7 @@ class Connection:
                     body += part
             else:
                 async with asyncio.timeout(DEADLINE_S):
-                    body = await self.reader.readexactly(int(headers["content-length"]))
+                    body = await self.reader.readexactly(0 if status == 304 else int(headers["content-length"]))
         except asyncio.IncompleteReadError:
             return Answer(status, headers, body, complete=False)
         return Answer(status, headers, body)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from gateway.admission import Ask, Grant
-from gateway.metering import Ledger
+from gateway.metering import Dimensions, Ledger, sum_field
 from gateway.policy import LimitsSpec, PriceSpec
 from gateway.pricing import Price
-from gateway.store import StoreUnavailable, client
-from gateway.usage import Report, report
+from gateway.store import StoreUnavailable, TenantKeys, client
+from gateway.usage import PriceShown, Report, UsageQuery, report
+from gateway.wire import Usage
 from tests.integration.store.ledgers import ManualClock, event, tenant
 
 HOUR_S = 1_789_999_200  # 2026-09-21T14:00:00Z
@@ -33,17 +35,20 @@ async def ledger(redis: Redis, clock: ManualClock) -> AsyncIterator[Ledger]:
         yield ledger
 
 
-async def asked(redis: Redis, **changes: object) -> Report:
-    query = {
-        "start_s": HOUR_S - 3600,
-        "end_s": NOW_S,
-        "bucket": "1h",
-        "group_by": (),
-        "now_s": NOW_S,
-        "limits": None,
-        "prices": None,
-    } | changes
-    return await report(redis, "acme", **query)  # type: ignore[arg-type]
+async def asked(
+    redis: Redis,
+    *,
+    start_s: int = HOUR_S - 3600,
+    end_s: int = NOW_S,
+    now_s: int = NOW_S,
+    limits: LimitsSpec | None = None,
+    prices: Mapping[str, PriceShown] | None = None,
+    fields_max: int = 50_000,
+    **query: Any,
+) -> Report:
+    query = {"from_s": start_s} | query
+    asked = UsageQuery(start_s=start_s, end_s=end_s, **query)
+    return await report(redis, "acme", asked, now_s=now_s, limits=limits, prices=prices, fields_max=fields_max)
 
 
 async def test_hours_by_model_and_key(ledger: Ledger, redis: Redis) -> None:
@@ -119,6 +124,8 @@ async def test_hours_by_model_and_key(ledger: Ledger, redis: Redis) -> None:
                 ],
             },
         ],
+        "has_more": False,
+        "next_page": None,
         "totals": {
             "requests": 4,
             "refused": {"insufficient_quota": 1, "rate_limit_exceeded": 2},
@@ -152,6 +159,111 @@ async def test_a_day_of_minutes(ledger: Ledger, redis: Redis) -> None:
     assert len(answer.data) == 1441
     assert [one.start for one in answer.data if one.results] == [(NOW_S - 86_000) // 60 * 60]
     assert answer.totals.output_tokens == 5
+
+
+async def test_by_everything_an_event_says(ledger: Ledger, redis: Redis) -> None:
+    """Endpoint, status, replica, user and any tag; an event that does not say it is in the group without a name."""
+    said = {"replica": "10.0.0.7:8000", "user": "ann", "tags": {"team": "search", "app": "chat"}}
+    one = msgspec.structs.replace(event("r1", output_tokens=1, ended_ms=HOUR_S * 1000), **said)
+    two = msgspec.structs.replace(one, id="r2", status="client_gone", tags={"app": "mail"}, endpoint="/v1/responses")
+    for booked in (one, two, event("r3", output_tokens=4, ended_ms=HOUR_S * 1000)):
+        await ledger.record(booked)
+
+    async def groups(*by: str) -> list[tuple[object, int]]:
+        answer = json.loads(msgspec.json.encode(await asked(redis, group_by=by)))
+        results = answer["data"][1]["results"]
+        named = [
+            {key: one[key] for key in ("endpoint", "status", "replica", "user", "tags") if key in one}
+            for one in results
+        ]
+        return list(zip(named, (one["output_tokens"] for one in results), strict=True))
+
+    assert await groups("endpoint") == [({"endpoint": "/v1/responses"}, 1), ({"endpoint": "chat"}, 5)]
+    assert await groups("status") == [({"status": "client_gone"}, 1), ({"status": "ok"}, 5)]
+    assert await groups("replica") == [({"replica": ""}, 4), ({"replica": "10.0.0.7:8000"}, 2)]
+    assert await groups("user", "tag:team") == [
+        ({"user": "", "tags": {"team": ""}}, 4),
+        ({"user": "ann", "tags": {"team": ""}}, 1),
+        ({"user": "ann", "tags": {"team": "search"}}, 1),
+    ]
+    assert await groups("tag:app", "tag:team") == [
+        ({"tags": {"app": "", "team": ""}}, 4),
+        ({"tags": {"app": "chat", "team": "search"}}, 1),
+        ({"tags": {"app": "mail", "team": ""}}, 1),
+    ]
+
+
+async def test_parts_of_tokens_are_there_when_the_engine_tells_them(ledger: Ledger, redis: Redis) -> None:
+    """Written to the cache, reasoning, audio and images, and how many requests had to be estimated; 0 is left out."""
+    usage = Usage(
+        input_tokens=100,
+        input_cache_write_tokens=30,
+        input_audio_tokens=5,
+        input_image_tokens=6,
+        output_tokens=50,
+        output_reasoning_tokens=40,
+        output_audio_tokens=7,
+    )
+    await ledger.record(msgspec.structs.replace(event("r1", ended_ms=HOUR_S * 1000), usage=usage, estimated=True))
+    assert json.loads(msgspec.json.encode((await asked(redis)).totals)) == {
+        "requests": 1,
+        "refused": {},
+        "input_tokens": 100,
+        "input_cached_tokens": 0,
+        "input_cache_write_tokens": 30,
+        "input_audio_tokens": 5,
+        "input_image_tokens": 6,
+        "output_tokens": 50,
+        "output_reasoning_tokens": 40,
+        "output_audio_tokens": 7,
+        "estimated": 1,
+        "cost_usd": "0.00",
+    }
+
+
+async def test_a_correction_changes_sums_and_counts_no_request(ledger: Ledger, redis: Redis) -> None:
+    """What was billed too much goes back in the bucket of the correction."""
+    await ledger.record(event("r1", output_tokens=9, cost_nanousd=900, ended_ms=HOUR_S * 1000))
+    await ledger.record(event("c1", status="correction", output_tokens=-4, cost_nanousd=-400, ended_ms=HOUR_S * 1000))
+    totals = (await asked(redis)).totals
+    assert (totals.requests, totals.output_tokens, totals.cost_usd) == (1, 5, "0.0000005")
+
+
+async def test_pages_are_the_whole(ledger: Ledger, redis: Redis) -> None:
+    """`limit` buckets a page; the cursors lead through all of them, once each, and the totals are the page's."""
+    for hour in range(7):
+        await ledger.record(event("r", output_tokens=1 + hour, ended_ms=(HOUR_S - hour * 3600) * 1000))
+    span = {"start_s": HOUR_S - 6 * 3600, "limit": 3}
+    pages = [await asked(redis, **span)]
+    while pages[-1].has_more:
+        cursor = pages[-1].next_page
+        assert cursor is not None
+        pages.append(await asked(redis, from_s=int(cursor.removeprefix("page_")), **span))
+    assert [len(page.data) for page in pages] == [3, 3, 1]
+    assert [page.totals.output_tokens for page in pages] == [7 + 6 + 5, 4 + 3 + 2, 1]
+    whole = await asked(redis, **span | {"limit": 100})
+    assert (whole.data, whole.has_more, whole.next_page) == ([one for page in pages for one in page.data], False, None)
+
+
+async def test_a_finely_split_time_takes_more_pages(ledger: Ledger, redis: Redis) -> None:
+    """An answer reads so many sums and no more, but at least one bucket."""
+    for hour in range(3):
+        for number in range(10):
+            await ledger.record(event("r", output_tokens=1, key=f"k{number}", ended_ms=(HOUR_S - hour * 3600) * 1000))
+    span = {"start_s": HOUR_S - 2 * 3600}
+    assert len((await asked(redis, fields_max=45, **span)).data) == 2
+    page = await asked(redis, fields_max=1, **span)
+    assert (len(page.data), page.totals.requests, page.has_more) == (1, 10, True)
+
+
+async def test_a_bucket_of_many_fields_is_read_in_parts(ledger: Ledger, redis: Redis) -> None:
+    """So that Redis serves others meanwhile; nothing is left out or counted twice."""
+    name = TenantKeys("acme").usage("1h", HOUR_S)
+    fields = {sum_field(Dimensions("tiny", f"k{n}"), "output"): n for n in range(12_000)}
+    await redis.hset(name, mapping=fields)
+    answer = await asked(redis, group_by=("key",))
+    assert answer.totals.output_tokens == sum(range(12_000))
+    assert len(answer.data[1].results) == 12_000
 
 
 async def test_what_is_left_and_when_it_resets(ledger: Ledger, redis: Redis, clock: ManualClock) -> None:

@@ -162,7 +162,7 @@ RATE = ["--output-tokens-per-second", "100"]
         (["usage", "export"], "Missing option '--format'"),
         (["usage", "acme", "--bucket", "2h"], "mtok: bucket is '2h'; it is one of 1m, 1h, 1d."),
         (["usage", "acme", "--start", "yesterday"], "mtok: start is 'yesterday'; send Unix seconds"),
-        (["usage", "acme", "--group-by", "tenant"], "mtok: group_by is 'tenant'; it is model, key or both"),
+        (["usage", "acme", "--group-by", "tenant"], "mtok: group_by is 'tenant'; it is some of model, key, "),
         (["keys", "rotate", "a", "--grace", "1x"], "'1x' is not a duration; write a number with a unit, e.g. 30s, 15m"),
         (["simulate", "--port", "9001", "--profile", "nope"], "mtok: there is no profile 'nope'; known are "),
         (["simulate", "--port", "90010"], "Invalid value for '--port': Input should be less than or equal to 65535"),
