@@ -18,7 +18,15 @@ from gateway.policy import TenantSpec
 from gateway.relay import Message, Outgoing, Receive, Send
 from gateway.store import StoreUnavailable
 from gateway.tenants import key_of_header
-from gateway.usage import kept_days, parse_query, replica_alias, report
+from gateway.usage import (
+    Kind,
+    kept_days,
+    organization_page,
+    parse_organization_query,
+    parse_query,
+    replica_alias,
+    report,
+)
 from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
@@ -158,6 +166,34 @@ class Pages:
                 prices=prices,
                 replica_name=str if reader is None else replica_alias,
             )
+        except StoreUnavailable as error:
+            log.warning("usage cannot be read: %s", error)
+            raise Refused(refusals.STORE_AWAY) from error
+        return Content(msgspec.json.encode(answer), cache_control=_cache_control(query.end_s, now_s))
+
+    async def organization_completions(self, scope: Message) -> Content:
+        """`GET /v1/organization/usage/completions`, as OpenAI has it."""
+        return await self._organization("completions", scope)
+
+    async def organization_embeddings(self, scope: Message) -> Content:
+        """`GET /v1/organization/usage/embeddings`, as OpenAI has it."""
+        return await self._organization("embeddings", scope)
+
+    async def organization_costs(self, scope: Message) -> Content:
+        """`GET /v1/organization/costs`, as OpenAI has it."""
+        return await self._organization("costs", scope)
+
+    async def _organization(self, kind: Kind, scope: Message) -> Content:
+        """A tenant is a project: its key sees itself, the admin key all of them."""
+        policies, now_s = self._lifecycle.policies, self._lifecycle.clock.now_ms() // 1000
+        query = parse_organization_query(kind, scope["query_string"], now_s, kept_days(policies.ledger))
+        if isinstance(query, Refusal):
+            raise Refused(query)
+        reader = await self._reader(dict(scope["headers"]))
+        everyone = policies.tenants if reader is None else [reader.name]
+        tenants = [self._tenant(reader, name).name for name in query.projects or everyone]
+        try:
+            answer = await organization_page(self._redis, tenants, query)
         except StoreUnavailable as error:
             log.warning("usage cannot be read: %s", error)
             raise Refused(refusals.STORE_AWAY) from error

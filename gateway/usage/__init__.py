@@ -1,6 +1,7 @@
 """What have I used? A tenant's usage by time and everything it can be split by, and what is left of its limits."""
 
 from ._limits import BudgetLeft, LimitLeft
+from ._organization import Kind, OrganizationQuery, organization_page, parse_organization_query
 from ._parameters import parse_time
 from ._query import BUCKETS_MAX, GROUP_KEYS, TAG_PREFIX, UsageQuery, kept_days, parse_query
 from ._replicas import replica_alias
@@ -11,14 +12,18 @@ __all__ = [
     "GROUP_KEYS",
     "TAG_PREFIX",
     "BudgetLeft",
+    "Kind",
     "LimitLeft",
     "ModelPrice",
+    "OrganizationQuery",
     "PriceShown",
     "Report",
     "UsageBucket",
     "UsageQuery",
     "UsageResult",
     "kept_days",
+    "organization_page",
+    "parse_organization_query",
     "parse_query",
     "parse_time",
     "replica_alias",

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from gateway.metering import Dimensions, split_field
 from gateway.store import StoreUnavailable
 
+TRIP_COUNTS: Final = 1_500
 TRIP_BUCKETS: Final = 200
 TRIP_FIELDS: Final = 5_000
 """What one round trip reads at most. Redis' client reads a trip's answers without letting the event loop do anything
@@ -64,13 +65,16 @@ async def field_counts(redis: Redis, names: Sequence[str]) -> list[int]:
     Raises:
         StoreUnavailable: Redis did not answer.
     """
+    counts: list[int] = []
     pipeline = redis.pipeline(transaction=False)
-    for name in names:
-        pipeline.hlen(name)
     try:
-        return cast(list[int], await pipeline.execute())
+        for at in range(0, len(names), TRIP_COUNTS):
+            for name in names[at : at + TRIP_COUNTS]:
+                pipeline.hlen(name)
+            counts += cast(list[int], await pipeline.execute())
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis did not answer: {error}") from error
+    return counts
 
 
 def first_that_fit(counts: Sequence[int], most: int) -> int:

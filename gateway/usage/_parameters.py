@@ -16,9 +16,17 @@ _FIELDS_MAX: Final = 1000
 
 
 class Parameters:
-    """A query string's parameters, once each, or lists: `a=1&a=2`, `a[]=1&a[]=2` and `a=1,2` are the same."""
+    """A query string's parameters, once each, or often: `a=1&a=2` and `a[]=1&a[]=2` are the same for those in
+    `repeated`, and `a=1,2` too for those in `lists`."""
 
-    def __init__(self, query_string: bytes, known: Collection[str], *, lists: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        query_string: bytes,
+        known: Collection[str],
+        *,
+        lists: Collection[str] = (),
+        repeated: Collection[str] = (),
+    ) -> None:
         """Raises `Refused` for what is not readable, not known, or there twice."""
         try:
             pairs = parse_qsl(
@@ -35,6 +43,8 @@ class Parameters:
                 raise bad(name, f"Unknown parameter {quoted(name)}; known are {', '.join(sorted(known))}.")
             if name in lists:
                 self._lists.setdefault(name, []).extend(value.split(","))
+            elif name in repeated:
+                self._lists.setdefault(name, []).append(value)
             elif name in self._single:
                 raise bad(name, f"{name} is given twice; send it once.")
             else:

@@ -62,7 +62,7 @@ def _parse(given: Parameters, now_s: int, kept: Mapping[BucketSize, int]) -> Usa
     start_s, end_s = given.span_s("start", "end", now_s=now_s, default_s=DEFAULT_SPAN_S)
     bucket = given.choice("bucket", _SIZES, "1h")
     from_s = page_start_s(given, start_s, end_s, BUCKET_SECONDS[bucket])
-    _check_kept(from_s, bucket, now_s, kept)
+    check_kept(from_s, bucket, now_s, kept, param="bucket")
     return UsageQuery(
         start_s=start_s,
         end_s=end_s,
@@ -106,12 +106,13 @@ def _group_by(names: list[str]) -> tuple[str, ...]:
     return (*(key for key in GROUP_KEYS if key in names), *dict.fromkeys(tags))
 
 
-def _check_kept(from_s: int, bucket: BucketSize, now_s: int, kept: Mapping[BucketSize, int]) -> None:
+def check_kept(from_s: int, bucket: BucketSize, now_s: int, kept: Mapping[BucketSize, int], *, param: str) -> None:
+    """Refuses a time that its buckets are no longer kept of; `param` is what the query calls their size."""
     days = kept.get(bucket)
     if days is not None and from_s < now_s - days * 86_400:
         wider = _SIZES[_SIZES.index(bucket) + 1]
         raise bad(
-            "bucket",
+            param,
             f"Buckets of {bucket} are kept for {days} days and start ({from_s}) lies before; "
-            f"send bucket={wider}, or a later start.",
+            f"send {param}={wider}, or a later start.",
         )
