@@ -14,8 +14,21 @@ from ._requests import Endpoint
 from ._usage import Usage
 
 
-class _PromptDetails(Struct):
+class _InputDetails(Struct):
+    """Parts of the input: OpenAI's names, and what vLLM 0.32 adds: `created_cache_tokens` and, in the Responses API,
+    `cache_write_tokens`; and tokens by modality (`image`, `audio`, `video`)."""
+
     cached_tokens: int | None = None
+    created_cache_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+    multimodal_tokens: dict[str, int] | None = None
+
+
+class _OutputDetails(Struct):
+    reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class CompletionUsage(Struct):
@@ -23,14 +36,12 @@ class CompletionUsage(Struct):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
 
     def usage(self) -> Usage:
-        details = self.prompt_tokens_details
-        return Usage(
-            input_tokens=self.prompt_tokens or 0,
-            input_cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
-            output_tokens=self.completion_tokens or 0,
+        return _usage(
+            self.prompt_tokens, self.completion_tokens, self.prompt_tokens_details, self.completion_tokens_details
         )
 
 
@@ -39,15 +50,31 @@ class ResponseUsage(Struct):
 
     input_tokens: int | None = None
     output_tokens: int | None = None
-    input_tokens_details: _PromptDetails | None = None
+    input_tokens_details: _InputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
 
     def usage(self) -> Usage:
-        details = self.input_tokens_details
-        return Usage(
-            input_tokens=self.input_tokens or 0,
-            input_cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
-            output_tokens=self.output_tokens or 0,
-        )
+        return _usage(self.input_tokens, self.output_tokens, self.input_tokens_details, self.output_tokens_details)
+
+
+def _usage(
+    input_tokens: int | None, output_tokens: int | None, inputs: _InputDetails | None, outputs: _OutputDetails | None
+) -> Usage:
+    if inputs is None and outputs is None:
+        return Usage(input_tokens=input_tokens or 0, output_tokens=output_tokens or 0)
+    inputs = inputs or _InputDetails()
+    outputs = outputs or _OutputDetails()
+    by_modality = inputs.multimodal_tokens or {}
+    return Usage(
+        input_tokens=input_tokens or 0,
+        input_cached_tokens=inputs.cached_tokens or 0,
+        input_cache_write_tokens=inputs.created_cache_tokens or inputs.cache_write_tokens or 0,
+        input_audio_tokens=inputs.audio_tokens or by_modality.get("audio", 0),
+        input_image_tokens=inputs.image_tokens or by_modality.get("image", 0),
+        output_tokens=output_tokens or 0,
+        output_reasoning_tokens=outputs.reasoning_tokens or 0,
+        output_audio_tokens=outputs.audio_tokens or 0,
+    )
 
 
 class MessageUsage(Struct):
@@ -65,6 +92,7 @@ class MessageUsage(Struct):
         return Usage(
             input_tokens=(self.input_tokens or 0) + cached + written if known else before.input_tokens,
             input_cached_tokens=cached if known else before.input_cached_tokens,
+            input_cache_write_tokens=written if known else before.input_cache_write_tokens,
             output_tokens=before.output_tokens if self.output_tokens is None else self.output_tokens,
         )
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.wire import Endpoint, Usage, engine_refusal, read_answer
+from tests.integration.gateway.engine import recording
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,67 @@ from gateway.wire import Endpoint, Usage, engine_refusal, read_answer
         (
             Endpoint.MESSAGES,
             {"input_tokens": 5, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1, "output_tokens": 1},
-            Usage(input_tokens=10, input_cached_tokens=4, output_tokens=1),
+            Usage(input_tokens=10, input_cached_tokens=4, input_cache_write_tokens=1, output_tokens=1),
+        ),
+        (
+            Endpoint.CHAT,
+            {
+                "prompt_tokens": 90,
+                "completion_tokens": 20,
+                "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 30, "image_tokens": 40},
+                "completion_tokens_details": {"reasoning_tokens": 12, "audio_tokens": 5},
+            },
+            Usage(
+                input_tokens=90,
+                input_cached_tokens=4,
+                input_audio_tokens=30,
+                input_image_tokens=40,
+                output_tokens=20,
+                output_reasoning_tokens=12,
+                output_audio_tokens=5,
+            ),
+        ),
+        (
+            Endpoint.CHAT,
+            {
+                "prompt_tokens": 90,
+                "completion_tokens": 20,
+                "prompt_tokens_details": {
+                    "cached_tokens": 4,
+                    "created_cache_tokens": 80,
+                    "multimodal_tokens": {"image": 40, "audio": 30, "video": 7},
+                },
+                "completion_tokens_details": None,
+            },
+            Usage(
+                input_tokens=90,
+                input_cached_tokens=4,
+                input_cache_write_tokens=80,
+                input_audio_tokens=30,
+                input_image_tokens=40,
+                output_tokens=20,
+            ),
+        ),
+        (
+            Endpoint.RESPONSES,
+            {
+                "input_tokens": 9,
+                "output_tokens": 8,
+                "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 5},
+                "output_tokens_details": {"reasoning_tokens": 7, "tool_output_tokens": 0},
+            },
+            Usage(
+                input_tokens=9,
+                input_cached_tokens=4,
+                input_cache_write_tokens=5,
+                output_tokens=8,
+                output_reasoning_tokens=7,
+            ),
+        ),
+        (
+            Endpoint.EMBEDDINGS,
+            {"prompt_tokens": 9, "total_tokens": 9, "prompt_tokens_details": {"multimodal_tokens": {"image": 8}}},
+            Usage(input_tokens=9, input_image_tokens=8),
         ),
         (Endpoint.EMBEDDINGS, {"prompt_tokens": 9, "total_tokens": 9}, Usage(input_tokens=9)),
         (Endpoint.CHAT, {"prompt_tokens": 2**62, "completion_tokens": 0}, Usage(input_tokens=2**62)),
@@ -43,6 +104,25 @@ def test_where_usage_stands(endpoint: Endpoint, usage: Any, expected: Usage | No
     """Each dialect's own place and names; input has the cached tokens in it; absent is not zero."""
     body = {"id": "x"} | ({} if usage is ... else {"usage": usage})
     assert read_answer(endpoint, json.dumps(body).encode()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "endpoint", "expected"),
+    [
+        ("chat", Endpoint.CHAT, Usage(input_tokens=9, output_tokens=8)),
+        (
+            "chat_long2_cached",
+            Endpoint.CHAT,
+            Usage(input_tokens=2562, input_cached_tokens=2544, output_tokens=4),
+        ),
+        ("completions", Endpoint.COMPLETIONS, Usage(input_tokens=2, output_tokens=6)),
+        ("responses", Endpoint.RESPONSES, Usage(input_tokens=4, output_tokens=5)),
+        ("messages", Endpoint.MESSAGES, Usage(input_tokens=9, output_tokens=5)),
+    ],
+)
+def test_recorded_usage(name: str, endpoint: Endpoint, expected: Usage) -> None:
+    """What vLLM 0.24 said of its own answers."""
+    assert read_answer(endpoint, recording(name).body) == expected
 
 
 @settings(max_examples=200, deadline=None)
