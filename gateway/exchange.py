@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from gateway import refusals
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
-from gateway.context import PromptSize, questions
+from gateway.context import PromptSize, questions, text_questions
 from gateway.errors import Refusal, Refused
 from gateway.fleet import ConnectFailed, Fleet, Interrupted, ModelFleet, Replica, UpstreamLost
-from gateway.meter import Meter, Metered
+from gateway.meter import NOTHING, Meter, Metered
 from gateway.metering import FailedAttempt, Status
 from gateway.relay import (
     Answer,
@@ -28,7 +29,7 @@ from gateway.relay import (
 )
 from gateway.routing import PrefixIndex, choose, prefix_chain
 from gateway.telemetry import Telemetry
-from gateway.wire import NO_USAGE, RequestView, StreamScanner, Usage, engine_refusal, read_answer, scanner_for
+from gateway.wire import RequestView, StreamScanner, answer_texts, engine_refusal, read_answer, scanner_for
 
 log = logging.getLogger(__name__)
 
@@ -160,10 +161,9 @@ class Exchange(Struct, frozen=True, kw_only=True):
             content, complete = await read_whole(answer)
             if complete:
                 head.append((b"content-length", b"%d" % len(content)))
-                usage = read_answer(self.view.endpoint, content)
+                told = content
             else:
                 content, told = await pump_long(answer, content, self.outgoing)
-                usage = read_answer(self.view.endpoint, told)
         except (UpstreamLost, Interrupted) as error:
             if self.watch.gone:
                 await self.reservation.settle(Outcome("client_gone", self._meter.cut()))
@@ -175,8 +175,13 @@ class Exchange(Struct, frozen=True, kw_only=True):
                 interrupted = isinstance(error, Interrupted)
                 await self._end_refused("upstream_lost", refusals.DRAINING if interrupted else refusals.UPSTREAM_LOST)
             return
-        estimated = usage is None and self.view.endpoint.generates
-        metered = self._meter.finished(usage or NO_USAGE, estimated=estimated)
+        usage = read_answer(self.view.endpoint, told)
+        if usage is not None:
+            metered = self._meter.finished(usage)
+        elif self.view.endpoint.computes:
+            metered = self._meter.estimated(*await self._counted(answer_texts(self.view.endpoint, told)))
+        else:
+            metered = NOTHING
         await self.reservation.settle(Outcome("ok", metered))
         await self.outgoing.end(content)
 
@@ -196,18 +201,26 @@ class Exchange(Struct, frozen=True, kw_only=True):
         await self.outgoing.refuse(refusal, self.call.answer_headers())
 
     async def _cut(self, scanner: StreamScanner) -> Metered:
-        """What is billed of a stream that was cut. Where the engine told nothing, its tokenizer counts the prompt."""
+        """What is billed of a stream that was cut. Where the engine told nothing, its tokenizer counts."""
         if scanner.usage() is None and scanner.output_events:
-            return self._meter.cut(await count_prompt(self.fleet, self.model, self.view, self.body))
+            return self._meter.cut(*await self._counted(scanner.texts.texts(), scanner.texts.uncounted))
         return self._meter.cut()
 
     async def _ended(self, scanner: StreamScanner) -> Metered:
+        """What is billed of a stream that reached its end."""
         told = scanner.usage()
         if told is not None:
             return self._meter.finished(told)
-        size = await count_prompt(self.fleet, self.model, self.view, self.body)
-        usage = Usage(input_tokens=size.total if size is not None else 0, output_tokens=scanner.output_events)
-        return self._meter.finished(usage, estimated=True)
+        prompt, output_tokens = await self._counted(scanner.texts.texts(), scanner.texts.uncounted)
+        return self._meter.estimated(prompt, max(output_tokens, scanner.output_events))
+
+    async def _counted(self, texts: Sequence[str], uncounted: int = 0) -> tuple[PromptSize | None, int]:
+        """Prompt and output by the engine's own tokenizer; where it cannot tell, a token for each text."""
+        asked = text_questions(texts, self.model.spec.name)
+        prompt, said = await asyncio.gather(
+            count_prompt(self.fleet, self.model, self.view, self.body), _count(self.fleet, self.model, asked)
+        )
+        return prompt, uncounted + (len(texts) if said is None else sum(said))
 
     def _head(self, answer: Answer) -> Headers:
         return [*answer.headers(), *self.call.answer_headers()]
@@ -215,9 +228,12 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
 async def count_prompt(fleet: Fleet, model: ModelFleet, view: RequestView, body: bytes) -> PromptSize | None:
     """Prompt tokens by the engine's own tokenizer; None when it cannot tell."""
-    asked = questions(view, body, model.spec.name)
+    counts = await _count(fleet, model, questions(view, body, model.spec.name))
+    return PromptSize(total=sum(counts), longest=max(counts), exact=True) if counts else None
+
+
+async def _count(fleet: Fleet, model: ModelFleet, asked: Sequence[tuple[str, bytes]]) -> list[int] | None:
+    """The answers to questions to an engine's tokenizer; None when one is missing."""
     told = await asyncio.gather(*(fleet.count_tokens(model, path, payload) for path, payload in asked))
     counts = [count for count in told if count is not None]
-    if not counts or len(counts) < len(asked):
-        return None
-    return PromptSize(total=sum(counts), longest=max(counts), exact=True)
+    return counts if len(counts) == len(asked) else None

@@ -65,6 +65,12 @@ class Meter:
         """An answer that reached its end: all that was counted is billed."""
         return Metered(usage=usage, estimated=estimated, samples=self._view.samples)
 
+    def estimated(self, prompt: PromptSize | None, output_tokens: int) -> Metered:
+        """An answer that reached its end, of which the engine told nothing: what its tokenizer says of the prompt and
+        of the generated text."""
+        usage = Usage(input_tokens=self._known(prompt).total, output_tokens=output_tokens)
+        return self.finished(usage, estimated=True)
+
     def cut(self, prompt: PromptSize | None = None, output_tokens: int = 0) -> Metered:
         """An answer that ends here, before its engine has said what it used: never more than was generated.
 
@@ -85,8 +91,7 @@ class Meter:
         if told is None:
             if not events:
                 return self._bounded(NO_USAGE, told=None, samples=1)
-            known = prompt or (self._size if self._size.exact else least(view))
-            usage = Usage(input_tokens=known.total, output_tokens=output_tokens)
+            usage = Usage(input_tokens=self._known(prompt).total, output_tokens=output_tokens)
         elif told.output_tokens < events:
             usage = replace(told, output_tokens=output_tokens)
         else:
@@ -97,6 +102,9 @@ class Meter:
         """The most input and output tokens that an attempt at this request can have burnt."""
         lost = self._bounded(NO_USAGE, told=None, samples=1)
         return lost.undelivered_input_max, lost.undelivered_output_max
+
+    def _known(self, prompt: PromptSize | None) -> PromptSize:
+        return prompt or (self._size if self._size.exact else least(self._view))
 
     def _with_cached(self, usage: Usage) -> Usage:
         """The predicted share of the prompt, rounded in the tenant's favour, where the engine has told none."""

@@ -1,6 +1,6 @@
 """Prompt length: bounds, limits, and what to ask an engine's tokenizer. Pure: whoever calls does the asking."""
 
-from ._count import questions
+from ._count import questions, text_questions
 from ._limits import ContextLimits, PromptSize, check, estimate, least, most, output_most, prompt_most
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "output_most",
     "prompt_most",
     "questions",
+    "text_questions",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Raw
 
@@ -62,6 +64,11 @@ def questions(view: RequestView, body: bytes, model: str) -> list[tuple[str, byt
             return [("/tokenize", _encode({"model": model, "messages": messages}))] if messages else []
         case _:
             return []
+
+
+def text_questions(texts: Sequence[str], model: str) -> list[tuple[str, bytes]]:
+    """The same for generated texts, which have no tokens of a template around them."""
+    return [("/tokenize", _encode({"model": model, "prompt": text, "add_special_tokens": False})) for text in texts]
 
 
 def _response_messages(members: dict[str, Raw]) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from ._readers import read_answer
 from ._requests import Endpoint, RequestView, parse
 from ._splice import add_fields, ask_usage, set_fields
 from ._sse import StreamScanner, scanner_for
+from ._texts import answer_texts
 from ._usage import NO_USAGE, Usage
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "StreamScanner",
     "Usage",
     "add_fields",
+    "answer_texts",
     "ask_usage",
     "engine_refusal",
     "parse",

@@ -14,7 +14,7 @@ from ._requests import Endpoint
 from ._usage import Usage
 
 
-class _InputDetails(Struct):
+class _InputDetails(Struct, gc=False):
     """Parts of the input: OpenAI's names, and what vLLM 0.32 adds: `created_cache_tokens` and, in the Responses API,
     `cache_write_tokens`; and tokens by modality (`image`, `audio`, `video`)."""
 
@@ -26,12 +26,12 @@ class _InputDetails(Struct):
     multimodal_tokens: dict[str, int] | None = None
 
 
-class _OutputDetails(Struct):
+class _OutputDetails(Struct, gc=False):
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
 
 
-class CompletionUsage(Struct):
+class CompletionUsage(Struct, gc=False):
     """`usage` of chat completions, completions and embeddings."""
 
     prompt_tokens: int | None = None
@@ -45,7 +45,7 @@ class CompletionUsage(Struct):
         )
 
 
-class ResponseUsage(Struct):
+class ResponseUsage(Struct, gc=False):
     """`usage` of the Responses API."""
 
     input_tokens: int | None = None
@@ -77,7 +77,7 @@ def _usage(
     )
 
 
-class MessageUsage(Struct):
+class MessageUsage(Struct, gc=False):
     """`usage` of Anthropic's Messages API; in a stream a later one may carry `output_tokens` alone."""
 
     input_tokens: int | None = None

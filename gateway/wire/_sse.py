@@ -19,6 +19,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from ._members import member_span
 from ._readers import CompletionUsage, MessageUsage, ResponseUsage, completion_usage
 from ._requests import Endpoint, RequestView
+from ._texts import StreamTexts
 from ._usage import Usage, sum_usage
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
@@ -37,6 +38,8 @@ class StreamScanner:
         """Whether the engine reported an error inside the stream."""
         self.ended = False
         """Whether the event that ends the stream has been seen."""
+        self.texts = StreamTexts()
+        """What was generated, kept only while the engine does not say how much that is."""
 
     def feed(self, data: bytes) -> bytes:
         """Takes what was read from the engine; returns what may be sent on, often all of it, sometimes nothing."""
@@ -189,6 +192,8 @@ class CompletionScanner(StreamScanner):
             self.ended = True
         elif b'"usage"' in block or b'"error"' in block:
             return self._read_carefully(block)
+        elif not self._running and self._final is None:
+            self.texts.add_choices(_payload(block))
         return block
 
     def _read_plain(self, block: bytes, start: int) -> bool:
@@ -220,6 +225,8 @@ class CompletionScanner(StreamScanner):
         if chunk.error is not UNSET and bytes(chunk.error) != b"null":
             self.failed = True
         if chunk.usage is UNSET or bytes(chunk.usage) == b"null":
+            if not self._running and self._final is None:
+                self.texts.add_choices(payload)
             return block
         usage = _usage_object(bytes(chunk.usage))
         if chunk.choices == []:
@@ -241,6 +248,10 @@ class CompletionScanner(StreamScanner):
     @property
     def usage_is_final(self) -> bool:
         return self._final is not None
+
+    @property
+    def output_events(self) -> int:
+        return self.texts.events
 
     @property
     def prompts_told(self) -> int:
@@ -267,6 +278,7 @@ class _ResponseEvent(Struct):
 _response_event = msgspec.json.Decoder(_ResponseEvent)
 # Quotes inside JSON strings are escaped, so that no text an engine generates looks like a member.
 _response_delta = re.compile(rb'"type": ?"response\.[a-z_.]+\.delta"').search
+_response_end = re.compile(rb'"type": ?"response\.(?:completed|incomplete|failed)"').search
 
 
 class ResponseScanner(StreamScanner):
@@ -280,13 +292,14 @@ class ResponseScanner(StreamScanner):
     def _event(self, block: bytes) -> bytes:
         if _response_delta(block):
             self._deltas += 1
-        elif b'"usage"' in block or b'"error"' in block:
+        elif b'"usage"' in block or b'"error"' in block or _response_end(block):
             self._read(block)
         return block
 
     def _read(self, block: bytes) -> None:
+        payload = _payload(block)
         try:
-            event = _response_event.decode(_payload(block))
+            event = _response_event.decode(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return
         if event.type in {"response.failed", "error"}:
@@ -294,6 +307,8 @@ class ResponseScanner(StreamScanner):
         self.ended = event.type in {"response.completed", "response.incomplete", "response.failed"}
         if event.response is not None and event.response.usage is not None:
             self._usage = event.response.usage.usage()
+        elif self.ended:
+            self.texts.set_response(payload)
 
     def usage(self) -> Usage | None:
         return self._usage
@@ -334,6 +349,8 @@ class MessageScanner(StreamScanner):
     def _event(self, block: bytes) -> bytes:
         if _message_delta(block):
             self._deltas += 1
+            if self._usage is None:
+                self.texts.add_message_delta(_payload(block))
         elif _message_stop(block):
             self.ended = True
         elif b'"usage"' in block or b'"error"' in block:

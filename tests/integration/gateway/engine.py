@@ -138,7 +138,7 @@ class Engine:
     healthy: bool = True
     context_tokens: int = CONTEXT_TOKENS
     prompt_tokens: int | None = 7
-    """What `/tokenize` answers; None: it cannot tell."""
+    """What `/tokenize` answers for a prompt, each word of a generated text being a token; None: it cannot tell."""
     received: list[Received] = field(default_factory=list)
     """Every request but the control plane's."""
     scripts: deque[Script] = field(default_factory=deque)
@@ -190,7 +190,8 @@ class Engine:
                 await as_json({"detail": "Not Found"}, status=404)(talk, request)
             else:
                 name = "count" if request.path == "/tokenize" else "input_tokens"
-                await as_json({name: self.prompt_tokens})(talk, request)
+                said = None if request.json.get("add_special_tokens", True) else request.json["prompt"]
+                await as_json({name: self.prompt_tokens if said is None else len(said.split())})(talk, request)
         else:
             self.received.append(request)
             script = self.scripts.popleft() if self.scripts else self.script

@@ -13,9 +13,18 @@ from gateway.lifecycle import Lifecycle
 from gateway.metering import UsageEvent
 from gateway.wire import NO_USAGE
 from tests.integration.gateway.conftest import Start
-from tests.integration.gateway.engine import Conversation, Engine, Received, as_stream_cut_after, dies, recording
+from tests.integration.gateway.engine import (
+    Conversation,
+    Engine,
+    Received,
+    as_json,
+    as_stream,
+    as_stream_cut_after,
+    dies,
+    recording,
+)
 from tests.integration.gateway.serving import ASKED, CHAT, eventually
-from tests.integration.gateway.test_relay import chunk
+from tests.integration.gateway.test_relay import DONE, chunk, final
 
 STREAMED = ASKED | {"stream": True}
 PROMPT_MOST = len(json.dumps(ASKED["messages"])) + 256
@@ -148,6 +157,145 @@ async def test_a_cut_after_a_warm_prefix(engine: Engine, second: Engine, start: 
     await served.post(STREAMED | {"messages": prompt_of(shared + "1" * 1000)})
     same = (await served.events(at_least=3))[2]
     assert same["usage"]["input_cached_tokens"] == same["usage"]["input_tokens"] == 1000
+
+
+CHAT_SAID = {"role": "assistant", "content": "one two", "reasoning": "so it goes ", "tool_calls": None}
+TOOL_SAID = {"content": None, "tool_calls": [{"function": {"name": "look ", "arguments": '{"at": 7}'}}]}
+MESSAGE_ASKED = {"model": "tiny", "messages": ASKED["messages"], "max_tokens": 20}
+RESPONSE_ASKED = {"model": "tiny", "input": "Hi"}
+RESPONSE_SAID = [
+    {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "so it goes "}], "summary": []},
+    {"type": "message", "content": [{"type": "output_text", "text": "one two"}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer", "tokens"),
+    [
+        (CHAT, ASKED, {"choices": [{"index": 0, "message": CHAT_SAID}]}, 5),
+        (CHAT, ASKED | {"n": 2}, {"choices": [{"message": CHAT_SAID}, {"message": TOOL_SAID}]}, 8),
+        ("/v1/completions", {"model": "tiny", "prompt": "Hi"}, {"choices": [{"text": "one two three"}]}, 3),
+        ("/v1/responses", RESPONSE_ASKED, {"output": RESPONSE_SAID}, 5),
+        ("/v1/messages", MESSAGE_ASKED, {"content": [{"type": "text", "text": "one two"}]}, 2),
+        ("/v1/messages", MESSAGE_ASKED, {"content": [{"type": "tool_use", "name": "look ", "input": {"at": 7}}]}, 2),
+        ("/v1/embeddings", {"model": "tiny", "input": "Hi"}, {"data": [{"embedding": [0.5]}]}, 0),
+    ],
+)
+async def test_a_whole_answer_without_usage(
+    engine: Engine, start: Start, path: str, body: Any, answer: Any, tokens: int
+) -> None:
+    """Prompt and text are counted by the engine's own tokenizer, and the event says so."""
+    engine.script = as_json(answer)
+    served = await start(engine)
+    assert (await served.post(body, path)).json == answer
+    event = await served.event()
+    assert (event["status"], event["estimated"]) == ("ok", True)
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (7, tokens)
+    assert event["cost_nanousd"] == 3500 + 1000 * tokens
+    assert "one two" not in json.dumps(event)
+
+
+async def test_no_usage_and_no_tokenizer(engine: Engine, start: Start) -> None:
+    """What is sure is billed: a token for each answer with text; the prompt at its least."""
+    engine.prompt_tokens = None
+    engine.script = as_json({"choices": [{"index": 0, "message": CHAT_SAID}]})
+    served = await start(engine)
+    await served.post()
+    event = await served.event()
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"], event["estimated"]) == (0, 1, True)
+
+
+def said(index: int, text: str, **members: Any) -> bytes:
+    """A chat's event without usage."""
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": None}
+    return b"data: " + json.dumps({"id": "x", "choices": [choice], **members}).encode() + b"\n\n"
+
+
+def named(kind: str, **members: Any) -> bytes:
+    """An event of Responses or Messages."""
+    return f"event: {kind}\ndata: ".encode() + json.dumps({"type": kind, **members}).encode() + b"\n\n"
+
+
+def message_delta(text: str) -> bytes:
+    return named("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
+
+
+STREAMS = {
+    "chat": (CHAT, ASKED, [said(0, ""), said(0, "one"), said(0, " two three")], [DONE], 3),
+    "chat, usage null": (CHAT, ASKED, [said(0, "one", usage=None), said(0, " two", usage=None)], [DONE], 2),
+    "chat twice": (CHAT, ASKED | {"n": 2}, [said(0, "one"), said(1, "un"), said(0, " two")], [DONE], 3),
+    "completions": (
+        "/v1/completions",
+        {"model": "tiny", "prompt": "Hi"},
+        [b'data: {"choices":[{"index":0,"text":"one two"}]}\n\n', b'data: {"choices":[{"text":" three"}]}\n\n'],
+        [DONE],
+        3,
+    ),
+    "messages": (
+        "/v1/messages",
+        MESSAGE_ASKED,
+        [named("message_start", message={"content": []}), message_delta("one two"), message_delta(" three")],
+        [named("message_stop")],
+        3,
+    ),
+    "responses": (
+        "/v1/responses",
+        RESPONSE_ASKED,
+        [named("response.created"), named("response.output_text.delta", delta="so it goes one two")],
+        [named("response.completed", response={"output": RESPONSE_SAID})],
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_stream_without_usage(engine: Engine, start: Start, name: str) -> None:
+    """The delivered text is counted by the engine's own tokenizer once it has ended, and the event says so."""
+    path, body, events, end, tokens = STREAMS[name]
+    engine.script = as_stream(*events, *end)
+    served = await start(engine)
+    answer = await served.post(body | {"stream": True}, path)
+    assert answer.body == b"".join([*events, *end])
+    event = await served.event()
+    assert (event["status"], event["estimated"]) == ("ok", True)
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (7, tokens)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("tokenizer", [True, False])
+async def test_a_stream_without_usage_that_is_cut(engine: Engine, start: Start, name: str, tokenizer: bool) -> None:
+    """What was delivered is counted, at least a token for each event with text. A response repeats its text only at its
+    end, and so is counted by its events."""
+    path, body, events, _, tokens = STREAMS[name]
+    engine.script = as_stream_cut_after(*events)
+    engine.prompt_tokens = 7 if tokenizer else None
+    served = await start(engine)
+    await served.post(body | {"stream": True}, path)
+    event = await served.event()
+    with_text = sum(b"one" in e or b"two" in e or b"un" in e or b"three" in e for e in events)
+    counted = tokens if tokenizer and path != "/v1/responses" else with_text
+    assert (event["status"], event["estimated"]) == ("upstream_lost", True)
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (7 if tokenizer else 0, counted)
+
+
+async def test_a_stream_with_usage_asks_no_tokenizer(engine: Engine, start: Start) -> None:
+    """Nor is its text kept."""
+    engine.script = recording("stream_cont").script()
+    served = await start(engine)
+    await served.post(STREAMED)
+    assert "estimated" not in await served.event()
+    assert engine.tokenized == []
+
+
+async def test_usage_told_only_at_the_end(engine: Engine, start: Start) -> None:
+    """An engine without running usage is billed by its last word."""
+    engine.script = as_stream(said(0, "one two three", usage=None), final(9, 4) + DONE)
+    served = await start(engine)
+    await served.post(STREAMED)
+    event = await served.event()
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (9, 4)
+    assert "estimated" not in event
+    assert engine.tokenized == []
 
 
 async def test_a_failed_attempt_is_the_platforms_loss(engine: Engine, second: Engine, start: Start) -> None:

@@ -289,7 +289,9 @@ def test_messages_add_up() -> None:
         {"type": "message_delta", "usage": {"output_tokens": 9}},
     ):
         reading.feed(b"event: x\ndata: " + json.dumps(event).encode() + b"\n\n")
-    assert reading.usage() == Usage(input_tokens=42, input_cached_tokens=30, output_tokens=9)
+    assert reading.usage() == Usage(
+        input_tokens=42, input_cached_tokens=30, input_cache_write_tokens=2, output_tokens=9
+    )
     assert not reading.ended
     reading.feed(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
     assert reading.ended
