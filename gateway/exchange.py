@@ -51,6 +51,11 @@ class Exchange(Struct, frozen=True, kw_only=True):
     clock: Clock
 
     @property
+    def _status_at_end(self) -> Status:
+        """Of an answer that was read to its end, though nobody may have waited for it."""
+        return "client_gone" if self.watch.gone and self.watch.finishes else "ok"
+
+    @property
     def _meter(self) -> Meter:
         return self.reservation.meter
 
@@ -150,7 +155,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
             if scanner.failed:
                 outcome = Outcome("engine_error", await self._cut(scanner))
             else:
-                outcome = Outcome("ok", await self._ended(scanner))
+                outcome = Outcome(self._status_at_end, await self._ended(scanner))
             await self.reservation.settle(outcome)
         await self.outgoing.end(last)
 
@@ -182,7 +187,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
             metered = self._meter.estimated(*await self._counted(answer_texts(self.view.endpoint, told)))
         else:
             metered = NOTHING
-        await self.reservation.settle(Outcome("ok", metered))
+        await self.reservation.settle(Outcome(self._status_at_end, metered))
         await self.outgoing.end(content)
 
     async def _error(self, answer: Answer) -> None:

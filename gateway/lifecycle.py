@@ -120,7 +120,7 @@ class Lifecycle:
             async with self._reserve(
                 call, identity.tenant, view=view, model=model, limits=limits, size=size
             ) as reservation:
-                with ClientWatch(client, self._running) as watch:
+                with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
                     exchange = Exchange(
                         call=call,
                         view=view,

@@ -62,16 +62,19 @@ class Client(Protocol):
 
 
 class ClientWatch:
-    """Knows when the client has gone, and closes the engine's connection at that moment.
+    """Knows when the client has gone, and closes the engine's connection at that moment, unless its answer is to be
+    finished all the same.
 
     The server calls back. Waiting for ASGI's `receive` instead would be a task per request, 10 µs.
     """
 
-    __slots__ = ("_connection", "_running", "gone")
+    __slots__ = ("_connection", "_running", "finishes", "gone")
 
-    def __init__(self, client: Client, running: set[ClientWatch]) -> None:
-        """`running` holds every watch that is in use, so that all can be interrupted together."""
+    def __init__(self, client: Client, running: set[ClientWatch], *, finishes: bool = False) -> None:
+        """`running` holds every watch that is in use, so that all can be interrupted together. `finishes`: a client
+        that leaves does not stop the engine."""
         self.gone = False
+        self.finishes = finishes
         self._connection: Connection | None = None
         self._running = running
         client.call_when_gone(self._on_gone)
@@ -87,7 +90,7 @@ class ClientWatch:
     def guard(self, connection: Connection) -> None:
         """From now on a client that leaves takes this connection with it."""
         self._connection = connection
-        if self.gone:
+        if self.gone and not self.finishes:
             connection.interrupt()
 
     def interrupt(self) -> None:
@@ -97,7 +100,8 @@ class ClientWatch:
 
     def _on_gone(self) -> None:
         self.gone = True
-        self.interrupt()
+        if not self.finishes:
+            self.interrupt()
 
 
 class Answer:

@@ -12,6 +12,7 @@ from gateway.pricing import GPUS, Price
 Engine = Literal["vllm"]
 BudgetPeriod = Literal["hour", "day", "month"]
 JournalFailure = Literal["refuse", "serve"]
+Disconnect = Literal["abort", "finish"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +49,15 @@ class PriceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A served model. `name` is what clients send; engines know it by the same name."""
+    """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
+    an answer whose client hangs up: the engine stops, or finishes it and all of it is billed."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
     engine: Engine = "vllm"
     aliases: tuple[str, ...] = ()
     context_tokens: int | None = None
+    on_disconnect: Disconnect = "abort"
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
 

@@ -146,6 +146,12 @@ MODEL = Record(
             about="Longest prompt and answer together, in tokens; read from the engine's /v1/models when absent.",
             aka=("max_model_len", "context_length", "max_context"),
         ),
+        "on_disconnect": Field(
+            shape=Choice(options=("abort", "finish")),
+            about="When a client hangs up the engine stops (abort, the default), or its answer is read to its end and "
+            "billed whole (finish).",
+            aka=("on_client_disconnect", "disconnect"),
+        ),
         "gpu": Field(shape=GPU, about="What each replica runs on.", aka=("hardware",)),
         "price": Field(shape=PRICE, about="What tenants pay for this model.", aka=("pricing", "cost")),
     },

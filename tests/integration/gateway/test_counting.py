@@ -177,7 +177,7 @@ RESPONSE_SAID = [
         ("/v1/completions", {"model": "tiny", "prompt": "Hi"}, {"choices": [{"text": "one two three"}]}, 3),
         ("/v1/responses", RESPONSE_ASKED, {"output": RESPONSE_SAID}, 5),
         ("/v1/messages", MESSAGE_ASKED, {"content": [{"type": "text", "text": "one two"}]}, 2),
-        ("/v1/messages", MESSAGE_ASKED, {"content": [{"type": "tool_use", "name": "look ", "input": {"at": 7}}]}, 2),
+        ("/v1/messages", MESSAGE_ASKED, {"content": [{"type": "tool_use", "name": "look ", "input": {"at": 7}}]}, 3),
         ("/v1/embeddings", {"model": "tiny", "input": "Hi"}, {"data": [{"embedding": [0.5]}]}, 0),
     ],
 )
@@ -296,6 +296,68 @@ async def test_usage_told_only_at_the_end(engine: Engine, start: Start) -> None:
     assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (9, 4)
     assert "estimated" not in event
     assert engine.tokenized == []
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_answer_that_is_finished_without_its_client(engine: Engine, start: Start, streamed: bool) -> None:
+    """`on_disconnect: finish`: the engine goes on, its answer is read to the end and billed whole."""
+    more = asyncio.Event()
+
+    async def script(talk: Conversation, request: Received) -> None:
+        if not streamed:
+            await more.wait()
+            await recording("chat").script()(talk, request)
+            return
+        talk.stream()
+        talk.chunk(chunk(0, "x", 9, 1))
+        await more.wait()
+        for count in range(2, 9):
+            talk.chunk(chunk(0, "y" * 100_000, 9, count))
+            await talk.room()
+        talk.chunk(final(9, 8) + DONE)
+        talk.end()
+
+    engine.script = script
+    served = await start(engine, on_disconnect="finish")
+    async with served.connect() as client:
+        client.post(CHAT, STREAMED if streamed else ASKED, key=served.key)
+        await eventually(lambda: engine.received)
+        if streamed:
+            await client.head()
+            await client.chunk()
+        client.leave()
+        await eventually(lambda: not served.server.server_state.connections)
+    assert not served.lifecycle.idle
+    more.set()
+    event = await served.event()
+    assert event["status"] == "client_gone"
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (9, 8)
+    assert event["cost_nanousd"] == 4500 + 8000
+    assert not {"estimated", "cached_predicted", "undelivered_output_max"} & set(event)
+    await eventually(lambda: served.lifecycle.idle)
+    assert len(engine.connections) >= 1, "the connection can carry another request"
+
+
+async def test_what_nobody_waits_for_ends_at_the_drain_deadline(engine: Engine, start: Start) -> None:
+    """`on_disconnect: finish` does not hold up a gateway that stops."""
+
+    async def script(talk: Conversation, _: Received) -> None:
+        talk.stream()
+        talk.chunk(chunk(0, "x", 9, 5))
+        await talk.gone.wait()
+
+    engine.script = script
+    served = await start(engine, on_disconnect="finish", settings={"drain_timeout_s": 0.1})
+    async with served.connect() as client:
+        client.post(CHAT, STREAMED, key=served.key)
+        await client.head()
+        await client.chunk()
+        client.leave()
+        await eventually(lambda: not served.server.server_state.connections)
+    served.gateway.drain()
+    event = await served.event()
+    assert (event["status"], event["usage"]["output_tokens"]) == ("client_gone", 5)
+    assert (event.get("undelivered_input_max", 0), event["undelivered_output_max"]) == (0, 15)
 
 
 async def test_a_failed_attempt_is_the_platforms_loss(engine: Engine, second: Engine, start: Start) -> None:
