@@ -13,7 +13,7 @@ from gateway.clock import Clock, SystemClock
 from gateway.endpoints import Page, Pages, Relayed, unknown
 from gateway.fleet import Fleet
 from gateway.lifecycle import Lifecycle
-from gateway.metering import Ledger
+from gateway.metering import Ledger, LedgerSettings
 from gateway.policy import Policies
 from gateway.relay import Message, Receive, Send
 from gateway.settings import Settings
@@ -73,7 +73,15 @@ class Gateway:
             metrics = Metrics()
             tracing = Tracing.from_environment()
             stack.callback(tracing.close)
-            ledger = await stack.enter_async_context(Ledger(redis, now_ms=clock.now_ms))
+            ledger = await stack.enter_async_context(
+                Ledger(
+                    redis,
+                    settings.data_dir / "journal",
+                    settings=LedgerSettings.of(policies.ledger),
+                    limits_of=policies.limits_of,
+                    now_ms=clock.now_ms,
+                )
+            )
             fleet = await stack.enter_async_context(Fleet(policies.models.values()))
             lifecycle = self._lifecycle = Lifecycle(
                 policies=policies,

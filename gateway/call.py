@@ -13,7 +13,7 @@ from gateway.admission import Ask, Denial, Lease, ratelimit_headers, refusal
 from gateway.clock import Clock
 from gateway.errors import Refused
 from gateway.meter import NOTHING, Meter, Metered
-from gateway.metering import FailedAttempt, Ledger, Status, UsageEvent
+from gateway.metering import FailedAttempt, JournalUnavailable, Ledger, Status, UsageEvent
 from gateway.policy import TenantSpec
 from gateway.pricing import Price
 from gateway.relay import Headers
@@ -123,16 +123,23 @@ class Reservation:
         except StoreUnavailable as error:
             log.warning("nothing can be reserved: %s", error)
             raise Refused(refusals.STORE_AWAY) from error
+        except JournalUnavailable as error:
+            log.warning("nothing can be booked: %s", error)
+            raise Refused(refusals.JOURNAL_AWAY) from error
         self._call.headers += ratelimit_headers(decision)
         if isinstance(decision, Denial):
             raise Refused(refusal(decision))
         self._lease = decision.lease
         self._call.admitted_ms = self._clock.now_ms()
+        self._ledger.watch(self._lease, self.snapshot)
         self._telemetry.metrics.running += 1
         return self
 
     async def settle(self, outcome: Outcome) -> None:
-        """Books what was used and gives back the rest. A caller cancelled while it waits has booked all the same."""
+        """Books what was used and gives back the rest. A caller cancelled while it waits has booked all the same.
+
+        Raises `JournalUnavailable` when that cannot be written to disk: then the answer may not end as if it were.
+        """
         if self._lease is None:
             return
         lease, self._lease = self._lease, None

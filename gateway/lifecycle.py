@@ -15,6 +15,7 @@ relay can refuse; a refusal gives back what was reserved. Settling happens on ev
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import re
@@ -30,11 +31,11 @@ from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange, count_prompt
 from gateway.fleet import Fleet, ModelFleet
 from gateway.meter import Meter
-from gateway.metering import Labels, Ledger
+from gateway.metering import JournalUnavailable, Labels, Ledger
 from gateway.policy import Policies, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, read_body
-from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, Send
+from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, Send, stream_error
 from gateway.routing import PrefixIndex
 from gateway.settings import Settings
 from gateway.store import EXACT_MAX
@@ -138,6 +139,9 @@ class Lifecycle:
                     await exchange.run()
         except Refused as refused:
             await self._refuse(call, refused.refusal, outgoing)
+        except JournalUnavailable as error:
+            log.error("an answer could not be booked: %s", error, extra={"data": {"request_id": call.id}})
+            await _end_unbooked(call, outgoing)
         except ClientGone:
             log.debug("client left while sending its request", extra={"data": {"request_id": call.id}})
         except Exception:
@@ -216,7 +220,8 @@ class Lifecycle:
         if call.tenant:
             event = call.event(Outcome("refused", code=refusal.code), now_ms=self.clock.now_ms())
             self.telemetry.count(event, call.traceparent)
-            await self.ledger.record(event)
+            with contextlib.suppress(JournalUnavailable):  # the client hears why it was refused all the same
+                await self.ledger.record(event)
         elif refusal.status == 401:
             self.telemetry.metrics.unauthorized.inc()
         log.debug("refused: %s", refusal.code, extra={"data": {"request_id": call.id, "key": call.key}})
@@ -230,6 +235,14 @@ def request_id(headers: Mapping[bytes, bytes], now_ms: int) -> str:
     if given is not None and _SANE_ID(given):
         return given.decode()
     return f"{now_ms << 80 | _ids.getrandbits(80) & _UUID7_RANDOM | _UUID7_VERSION:032x}"
+
+
+async def _end_unbooked(call: Call, outgoing: Outgoing) -> None:
+    """An answer whose usage is not on disk does not end as if it were."""
+    if outgoing.started:
+        await outgoing.end(stream_error(call.endpoint, refusals.STREAM_UNBOOKED, "journal_unavailable"))
+    else:
+        await outgoing.refuse(refusals.JOURNAL_AWAY, call.answer_headers())
 
 
 def _context_limits(tenant: TenantSpec, model: ModelFleet) -> ContextLimits:

@@ -26,6 +26,12 @@ STORE_AWAY = Refusal(
     message="Limits and usage cannot be kept right now, so nothing may run. Try again shortly.",
     retry_after_ms=1000,
 )
+JOURNAL_AWAY = Refusal(
+    status=503,
+    code="journal_unavailable",
+    message="What this request uses cannot be written to disk right now, so it may not run. Try again shortly.",
+    retry_after_ms=2000,
+)
 NO_REPLICA = Refusal(
     status=503,
     code="no_healthy_replica",
@@ -49,6 +55,8 @@ INTERNAL = Refusal(
 STREAM_LOST = (
     "The model's engine was lost before the answer was complete. What was delivered is billed; the rest is not."
 )
+
+STREAM_UNBOOKED = "What this answer used could not be written to disk, so it ends here. What was delivered is billed."
 
 
 def model_not_found(name: str) -> Refusal:

@@ -1,6 +1,7 @@
 """What did it use: the usage event, and the ledger that reserves before a request runs and books when it has ended."""
 
 from ._event import EVENT_VERSION, FailedAttempt, Status, UsageEvent
+from ._journal import JournalUnavailable
 from ._labels import Labels
 from ._ledger import Ledger, LedgerStatistics, wall_clock_ms
 from ._settings import LEASE_RENEW_S, LEASE_TTL_S, LedgerSettings
@@ -39,6 +40,7 @@ __all__ = [
     "UNDELIVERED_OUTPUT_MAX",
     "Dimensions",
     "FailedAttempt",
+    "JournalUnavailable",
     "Labels",
     "Ledger",
     "LedgerSettings",

@@ -1,17 +1,15 @@
 """One tenant's account as this worker sees it: what waits to be asked, renewed and booked in one script call.
 
-No clock and no Redis: the coalescer takes a call when its batch leaves and brings the answer. Bookings leave in order
-and one at a time. One that got no answer is sent again as it was, with its sequence number, so that it is booked once.
+No clock and no Redis: the coalescer takes a call when its batch leaves and brings the answer. What is booked comes from
+outboxes, one for each journal this worker ships; a call carries a batch of one of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
-
-import msgspec
+from enum import IntEnum
+from typing import NamedTuple, Protocol
 
 from gateway.admission import Ask, Denial, Grant, Lease, Period, Standing, period_at
 from gateway.policy import LimitsSpec
@@ -24,6 +22,8 @@ from gateway.store import (
     AccountLimits,
     Booking,
     Call,
+    Caller,
+    Release,
     Settlement,
     StoreUnavailable,
     TenantKeys,
@@ -32,16 +32,27 @@ from gateway.store import (
     account_reply,
 )
 
-from ._event import UsageEvent
+from ._outbox import Batch, Outbox
+from ._record import Record
 from ._settings import LedgerSettings
 from ._sums import usage_sums
 
-BOOKING_EVENTS_MAX = 256
-"""Events of one booking: at about 5 µs each in Redis, one account keeps the others waiting for little over a ms."""
+BOOKING_LATE_S = 0.01
+"""A booking may wait so long for company: nobody waits for it but the tenant's own next requests."""
 
-UNLIMITED = LimitsSpec()
 
-_encode_event = msgspec.json.Encoder().encode
+class Wake(Protocol):
+    """Puts an account on the coalescer's list."""
+
+    def __call__(self, caller: Caller, /, *, within_s: float = 0.0) -> None: ...
+
+
+class _Stage(IntEnum):
+    """Of a lease. One whose settlement was sent is not renewed: it may have been booked without our hearing of it."""
+
+    RUNS = 0
+    SETTLES = 1
+    SENT = 2
 
 
 class _Waiting(NamedTuple):
@@ -50,41 +61,42 @@ class _Waiting(NamedTuple):
     decided: asyncio.Future[Grant | Denial]
 
 
-class _Entry(NamedTuple):
-    """Something to book: an event, a lease that ended, or both."""
-
-    event: UsageEvent | None
-    packed: bytes
-    lease: Lease | None
-
-
 class TenantAccount:
-    """A `store.Caller`. `wake` puts it on the coalescer's list."""
+    """A `store.Caller`. `worker` makes its leases' names unique; `load` reads what an outbox misses."""
 
     def __init__(
-        self, tenant: str, *, producer: str, settings: LedgerSettings, wake: Callable[[TenantAccount], None]
+        self,
+        tenant: str,
+        *,
+        worker: str,
+        settings: LedgerSettings,
+        limits: LimitsSpec,
+        wake: Wake,
+        load: Callable[[Outbox], None],
+        create_future: Callable[[], asyncio.Future[Grant | Denial]],
     ) -> None:
         self.tenant = tenant
+        self.outboxes: list[Outbox] = []
+        self._worker = worker
         self._keys = TenantKeys(tenant)
-        self._producer = producer
         self._settings = settings
         self._wake = wake
-        self._loop = asyncio.get_running_loop()
-        self._limits = UNLIMITED
+        self._load = load
+        self._create_future = create_future
+        self._limits = limits
         self._compiled: AccountLimits | None = None
         self._period = Period("", 0, 0)
         self._asked = 0
         self._waiting: list[_Waiting] = []
         self._aboard: list[_Waiting] = []
         self._members: list[str] = []
-        self._held: dict[str, bool] = {}  # lease member -> whether its settlement waits to be booked
+        self._held: dict[str, _Stage] = {}
         self._renewals: list[str] = []
-        self._unbooked: deque[_Entry] = deque()
-        self._sealed: list[_Entry] = []
-        self._booking: Booking | None = None
-        self._sequence = 0
-        self._bookers: list[asyncio.Future[None]] = []
-        self._sealed_bookers: list[asyncio.Future[None]] = []
+        self._releases: list[Release] = []
+        self._releasing: list[Release] = []
+        self._away_ms = 0
+        self._turn = 0
+        self._sending: Outbox | None = None
 
     def __repr__(self) -> str:
         return f"TenantAccount({self.tenant!r}, {self.unbooked} unbooked)"
@@ -96,21 +108,17 @@ class TenantAccount:
 
     @property
     def unbooked(self) -> int:
-        """Entries Redis has not confirmed."""
-        return len(self._unbooked) + len(self._sealed)
+        """Records Redis has not confirmed."""
+        return sum(outbox.pending for outbox in self.outboxes)
 
     @property
     def leases(self) -> int:
         """Leases held, those whose settlement is not booked yet included."""
         return len(self._held)
 
-    def unbooked_events(self) -> list[bytes]:
-        """The events Redis has not confirmed, oldest first."""
-        return [entry.packed for entry in (*self._sealed, *self._unbooked) if entry.event is not None]
-
     def ask(self, limits: LimitsSpec, ask: Ask) -> asyncio.Future[Grant | Denial]:
         """Asks for a lease with the next call."""
-        decided: asyncio.Future[Grant | Denial] = self._loop.create_future()
+        decided = self._create_future()
         self._waiting.append(_Waiting(ask, limits, decided))
         self._wake(self)
         return decided
@@ -120,50 +128,50 @@ class TenantAccount:
         if decided.done() and not decided.cancelled() and decided.exception() is None:
             decision = decided.result()
             if isinstance(decision, Grant):
-                self._give_back(decision.lease)
+                self._release(decision.lease)
 
-    def book(self, event: UsageEvent, lease: Lease | None) -> bool:
-        """Books `event` with the next call, and ends `lease`. False, and nothing, if that lease was settled before."""
-        if lease is not None:
-            if self._held.get(lease.member, True):
-                return False
-            self._held[lease.member] = True
-        self._unbooked.append(_Entry(event, _encode_event(event), lease))
-        self._wake(self)
+    def settles(self, lease: Lease) -> bool:
+        """Notes that the lease's settlement is on its way. False if it was before: a lease is settled once."""
+        if self._held.get(lease.member) is not _Stage.RUNS:
+            return False
+        self._held[lease.member] = _Stage.SETTLES
         return True
 
-    def forget(self, lease: Lease) -> None:
-        """Leaves `lease` to expire: its settlement will not be booked."""
-        self._held.pop(lease.member, None)
-
-    def booked(self) -> asyncio.Future[None]:
-        """Done when everything to book now is booked, or Redis turned out to be away."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._bookers.append(future)
-        return future
-
-    def stop_waiting(self) -> None:
-        """Lets everyone go who waits for a booking; what they booked stays in line."""
-        for future in (*self._sealed_bookers, *self._bookers):
-            if not future.done():
-                future.set_result(None)
-        self._sealed_bookers, self._bookers = [], []
-
     def renew(self) -> None:
-        """Renews all leases with the next call."""
-        if self._held:
-            self._renewals = list(self._held)
+        """Renews all leases with the next call, and asks whether Redis still has what it had."""
+        self._renewals = self._renewable()
+        for outbox in self.outboxes:
+            if outbox.appended:
+                outbox.poll()
+        if self._renewals or self._outbox_waits():
             self._wake(self)
 
+    def reconnected(self, away_ms: int) -> None:
+        """Redis may have lost what it knew: leases are renewed and outboxes verified before anything is decided."""
+        self._away_ms = max(self._away_ms, away_ms)
+        for outbox in self.outboxes:
+            outbox.suspect()
+        self._renewals = self._renewable()
+        if self._held or self.unbooked:
+            self._wake(self)
+
+    def booking_waits(self) -> None:
+        """An outbox has something new."""
+        self._load_missing()
+        if self._outbox_waits():
+            self._wake(self, within_s=BOOKING_LATE_S)
+
     def take(self, now_ms: int) -> Call | None:
-        still_there = [waiting for waiting in self._waiting if not waiting.decided.done()]
-        waiting = self._aboard = still_there[:CALL_MAX]
-        self._waiting = still_there[CALL_MAX:]
-        if self._booking is None and self._unbooked:
-            self._seal()
-        still_held = [member for member in self._renewals if member in self._held]
+        outbox = self._sending = self._next_outbox()
+        batch = None if outbox is None else outbox.batch()
+        if batch is not None:
+            self._note_sent(batch)
+        waiting = self._aboard = self._board()
+        still_held = [member for member in self._renewals if self._is_renewable(member)]
         renewals, self._renewals = still_held[:CALL_MAX], still_held[CALL_MAX:]
-        if not waiting and not renewals and self._booking is None:
+        releases = self._releasing = self._releases[:CALL_MAX]
+        self._releases = self._releases[CALL_MAX:]
+        if not (waiting or renewals or releases or outbox is not None):
             return None
         if waiting:
             limits = waiting[-1].limits
@@ -174,7 +182,7 @@ class TenantAccount:
         members = self._members = []
         for ask, _, _ in waiting:
             self._asked += 1
-            member = f"{ask.lease_id}|{self._producer}.{self._asked}|{ask.nanousd}|{compiled.period}"
+            member = f"{ask.lease_id}|{self._worker}.{self._asked}|{ask.nanousd}|{compiled.period}"
             members.append(member)
             asks += (member, ask.tokens, ask.nanousd)
         return account_call(
@@ -183,31 +191,81 @@ class TenantAccount:
             lease_ttl_ms=int(self._settings.lease_ttl_s * 1000),
             limits=compiled,
             budget_ttl_s=self._settings.budget_ttl_s,
+            producer=self._worker if outbox is None else outbox.producer,
+            away_ms=self._away_ms,
             renewals=renewals,
+            releases=releases,
             asks=asks,
-            booking=self._booking,
+            booking=None if batch is None else self._booking(batch, now_ms),
         )
 
     def finish(self, reply: bytes) -> bool:
         answer = account_reply(reply)
         aboard, self._aboard = self._aboard, []
+        self._releasing = []
+        self._away_ms = 0
         for (ask, _, decided), member, verdict in zip(aboard, self._members, answer.verdicts, strict=True):
             decision = self._decision(ask, member, verdict, answer.now_ms)
             if not decided.done():
                 decided.set_result(decision)
             elif isinstance(decision, Grant):
-                self._give_back(decision.lease)
-        if self._booking is not None:
-            self._close_booking()
-        return bool(self._waiting or self._unbooked or self._renewals)
+                self._release(decision.lease)
+        if self._sending is not None:
+            for record in self._sending.told(answer.last):
+                if record.lease is not None:
+                    self._held.pop(record.lease.member, None)
+        self._load_missing()
+        return bool(self._waiting or self._renewals or self._releases or self._outbox_waits())
 
     def fail(self, error: StoreUnavailable) -> bool:
         aboard, self._aboard = self._aboard, []
         for waiting in aboard:
             if not waiting.decided.done():
                 waiting.decided.set_exception(error)
-        self.stop_waiting()
-        return self.unbooked > 0
+        self._releases = self._releasing + self._releases
+        self._releasing = []
+        return self.unbooked > 0 or bool(self._releases)
+
+    def _board(self) -> list[_Waiting]:
+        """The asks of the next call. Before Redis has said where it stands there are none; while it is being given back
+        what it lost, they are refused: they would be decided as if that had not been spent."""
+        waiting = [waiting for waiting in self._waiting if not waiting.decided.done()]
+        if any(outbox.replays for outbox in self.outboxes):
+            for asked in waiting:
+                asked.decided.set_exception(StoreUnavailable("Redis has lost usage and is being given it back"))
+            waiting = []
+        elif not all(outbox.verified for outbox in self.outboxes):
+            self._waiting = waiting
+            return []
+        self._waiting = waiting[CALL_MAX:]
+        return waiting[:CALL_MAX]
+
+    def _note_sent(self, batch: Batch) -> None:
+        for record in batch.records:
+            if record.lease is not None and record.lease.member in self._held:
+                self._held[record.lease.member] = _Stage.SENT
+
+    def _is_renewable(self, member: str) -> bool:
+        return self._held.get(member, _Stage.SENT) is not _Stage.SENT
+
+    def _renewable(self) -> list[str]:
+        return [member for member in self._held if self._is_renewable(member)]
+
+    def _next_outbox(self) -> Outbox | None:
+        """In turns, so that a long backlog of a dead worker does not keep this one's own bookings waiting."""
+        for _ in self.outboxes:
+            self._turn = (self._turn + 1) % len(self.outboxes)
+            if self.outboxes[self._turn].wants_call:
+                return self.outboxes[self._turn]
+        return None
+
+    def _load_missing(self) -> None:
+        for outbox in self.outboxes:
+            if outbox.missing is not None:
+                self._load(outbox)
+
+    def _outbox_waits(self) -> bool:
+        return any(outbox.wants_call for outbox in self.outboxes)
 
     def _decision(self, ask: Ask, member: str, verdict: Verdict, now_ms: int) -> Grant | Denial:
         limits = self._limits
@@ -221,7 +279,7 @@ class TenantAccount:
         )
         dimension = DIMENSIONS[verdict.dimension]
         if dimension is None:
-            self._held[member] = False
+            self._held[member] = _Stage.RUNS
             return Grant(Lease(member, self.tenant, self._period.name, ask.tokens, ask.nanousd, now_ms), standing)
         assert self._compiled is not None
         limit = {
@@ -256,57 +314,43 @@ class TenantAccount:
             )
         return self._compiled
 
-    def _seal(self) -> None:
-        entries = self._sealed = [self._unbooked.popleft() for _ in range(min(BOOKING_EVENTS_MAX, len(self._unbooked)))]
-        self._sequence += 1
-        settlements = [_settlement(entry.lease, entry.event) for entry in entries if entry.lease is not None]
-        self._booking = Booking(
-            producer=self._producer,
-            sequence=self._sequence,
-            producer_ttl_s=self._settings.producer_ttl_s,
-            events_max=self._settings.events_max,
-            events=[entry.packed for entry in entries if entry.event is not None],
-            settlements=settlements,
-            bucket_kept_s=self._settings.bucket_kept_s,
-            usage=usage_sums(entry.event for entry in entries if entry.event is not None),
+    def _booking(self, batch: Batch, now_ms: int) -> Booking:
+        settings = self._settings
+        return Booking(
+            first=batch.first,
+            skips=batch.skips,
+            producer_ttl_s=settings.producer_ttl_s,
+            events_after_ms=max(0, now_ms - settings.events_kept_s * 1000),
+            events=[record.packed for record in batch.records],
+            settlements=[
+                _settlement(number, record.lease, record)
+                for number, record in enumerate(batch.records, batch.first)
+                if record.lease is not None
+            ],
+            bucket_kept_s=settings.bucket_kept_s,
+            usage=usage_sums(record.event for record in batch.records),
         )
-        if not self._unbooked:
-            self._sealed_bookers, self._bookers = self._bookers, []
 
-    def _close_booking(self) -> None:
-        for entry in self._sealed:
-            if entry.lease is not None:
-                self._held.pop(entry.lease.member, None)
-        self._sealed, self._booking = [], None
-        bookers, self._sealed_bookers = self._sealed_bookers, []
-        if not self._unbooked:  # someone asked while the last booking was on its way
-            bookers += self._bookers
-            self._bookers = []
-        for future in bookers:
-            if not future.done():
-                future.set_result(None)
-
-    def _give_back(self, lease: Lease) -> None:
-        self._held[lease.member] = True
-        self._unbooked.append(_Entry(None, b"", lease))
+    def _release(self, lease: Lease) -> None:
+        self._held.pop(lease.member, None)
+        self._releases.append((lease.member, lease.tokens, lease.reserved_ms))
         self._wake(self)
 
 
-def _settlement(lease: Lease, event: UsageEvent | None) -> Settlement:
-    """What `event` leaves of the reservation. Never run means that its place in requests/min comes back too."""
-    used_tokens = 0 if event is None else event.usage.total_tokens
-    cost_nanousd = 0 if event is None else event.cost_nanousd
-    never_ran = event is None or event.status == "refused"
-    assert 0 <= cost_nanousd <= EXACT_MAX
+def _settlement(number: int, lease: Lease, record: Record) -> Settlement:
+    """What an event leaves of the reservation. Never run means that its place in requests/min comes back too."""
+    event = record.event
+    assert abs(event.cost_nanousd) <= EXACT_MAX
     return (
+        number,
         lease.member,
         lease.period,
         lease.nanousd,
         lease.tokens,
         lease.reserved_ms,
-        used_tokens,
-        cost_nanousd,
-        int(never_ran),
+        event.usage.total_tokens,
+        event.cost_nanousd,
+        int(event.status == "refused"),
     )
 
 

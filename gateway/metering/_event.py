@@ -41,7 +41,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     checkpoint. A `correction` refers to the event it corrects and holds the difference, which may be negative.
     """
 
-    v: int = EVENT_VERSION
+    v: int = msgspec.field(default_factory=lambda: EVENT_VERSION)  # always written, though other defaults are not
     id: str
     tenant: str
     key: str

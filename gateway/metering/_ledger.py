@@ -1,7 +1,13 @@
-"""The ledger: reserve before a request runs, settle when it has ended, and nothing booked twice or lost on the way.
+"""The ledger: reserve before a request runs, settle when it has ended; on disk before the answer ends, in Redis once.
 
-Redis away at reserve: `StoreUnavailable`, and the request is refused. Redis away at settle: the event stays in memory
-and in line, and is sent again until it is booked; it survives Redis, not this process.
+    reserve   asks the tenant's account in Redis, with whatever else waits there
+    watch     while it runs, about once a second its usage so far goes to the journal
+    settle    the event goes to the journal; when that commit returns, the answer may end
+    ship      outboxes send what is on disk to Redis, in order, with the next call or within 10 ms
+
+Redis away at reserve: `StoreUnavailable`, and the request is refused. Redis away at settle: nothing waits for it. A
+journal whose worker died is adopted by another one of the same directory: what was open there is billed at its last
+checkpoint, and what was not shipped is.
 """
 
 from __future__ import annotations
@@ -12,19 +18,23 @@ import logging
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 import msgspec
 from redis.asyncio import Redis
 
 from gateway.admission import Ask, Denial, Grant, Lease
-from gateway.policy import TenantSpec
-from gateway.store import EXACT_MAX, Coalescer, StoreUnavailable, load_script
+from gateway.policy import LimitsSpec, TenantSpec
+from gateway.store import EXACT_MAX, Coalescer, StoreUnavailable, durable, load_script
 
 from ._account import TenantAccount
 from ._event import UsageEvent
+from ._journal import Committed, Journal, JournalUnavailable, Position
+from ._journals import Claim, JournalDirectory, is_corrupt
+from ._outbox import BATCH_MAX, MEMORY_MAX, Outbox
+from ._record import Record
 from ._settings import LedgerSettings
 
 log = logging.getLogger(__name__)
@@ -32,16 +42,33 @@ log = logging.getLogger(__name__)
 ASK_TOKENS_MAX = 10**10
 """More is refused by any limit there can be; keeps the script's arithmetic exact."""
 
+ADOPT_EVERY_S = 2.0
+DURABLE_EVERY_S = 1.0
+PRUNE_EVERY_S = 60.0
+NOTE_AFTER_S = 0.01
+"""A request open for longer is written down, so that what it cost is explained if this worker dies; most errors and
+cached answers are quicker and cost nothing here."""
+SNAPSHOTS_AT_ONCE = 200
+"""At 5 to 10 µs each, the event loop is held for less than 2 ms."""
+
+UNLIMITED = LimitsSpec()
+
+Snapshot = Callable[[], UsageEvent]
+
 
 class LedgerStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of this worker: asks waiting for Redis, leases held, events not yet booked, events given up (they are in
-    the log), and failures of Redis in a row (0: it is there)."""
+    """Counts of this worker: asks waiting for Redis, leases held, events on disk and not yet in Redis, events that
+    Redis lost and got again, events given up, journals adopted, and failures of Redis in a row (0: it is there).
+    `journal_failure` is why the disk cannot be written; empty when it can."""
 
     waiting: int
     leases: int
     unbooked: int
+    replayed: int
     given_up: int
+    adopted: int
     store_failures: int
+    journal_failure: str
 
 
 def wall_clock_ms() -> int:
@@ -50,34 +77,57 @@ def wall_clock_ms() -> int:
 
 
 class Ledger:
-    """One worker's way to the accounts. `async with` renews its leases meanwhile and books what is left at the end.
+    """One worker's way to the accounts. `async with` opens its journal, and ships what is left at the end.
 
     Made inside the event loop it is used from. `now_ms` is Unix time: gateways' clocks have to agree within the time
-    between two renewals of a lease, or one takes another's for dead.
+    between two renewals of a lease, or one takes another's for dead. `limits_of` tells a tenant's limits by its name.
     """
 
     def __init__(
-        self, redis: Redis, *, settings: LedgerSettings | None = None, now_ms: Callable[[], int] = wall_clock_ms
+        self,
+        redis: Redis,
+        directory: Path,
+        *,
+        settings: LedgerSettings | None = None,
+        limits_of: Callable[[str], LimitsSpec] = lambda _: UNLIMITED,
+        now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._settings = settings or LedgerSettings()
         self._loop = asyncio.get_running_loop()
+        self._redis = redis
+        self._now_ms = now_ms
+        self._limits_of = limits_of
+        self._directory = JournalDirectory(directory)
         self._coalescer = Coalescer(
             redis,
             load_script("account"),
             now_ms=now_ms,
             timeout_s=self._settings.call_timeout_s,
             random=random.random,
+            on_connected=self._on_connected,
         )
-        self._producer = secrets.token_hex(6)
+        self._worker = secrets.token_hex(6)
         self._accounts: dict[str, TenantAccount] = {}
-        self._given_up = 0
-        self._bookers: deque[tuple[float, asyncio.Future[None]]] = deque()  # until when each waits, soonest first
+        self._outboxes: dict[tuple[str, str], Outbox] = {}
+        self._loading: set[Outbox] = set()
+        self._own: Journal | None = None
+        self._journals: dict[str, tuple[Claim, Journal]] = {}
+        self._failure = "it is not open yet"
+        self._waiting: set[asyncio.Future[None]] = set()
         self._patience: asyncio.TimerHandle | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._open: dict[str, tuple[Lease, Snapshot]] = {}
+        self._fresh: list[str] = []
+        self._fresher: list[str] = []
+        self._noting: asyncio.TimerHandle | None = None
+        self._left_alone: set[Path] = set()
+        self._given_up = 0
+        self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
     async def __aenter__(self) -> Ledger:
-        self._renewing = self._loop.create_task(self.run_renewals())
+        await self._open_own()
+        for run in (self._renew_leases, self._checkpoint, self._adopt, self._make_durable):
+            self._tasks.append(self._loop.create_task(run(), name=f"ledger {run.__name__}"))
         return self
 
     async def __aexit__(
@@ -93,12 +143,15 @@ class Ledger:
         Raises:
             StoreUnavailable: Redis did not answer, or too much waits for it. Nothing is held for longer than
                 `lease_ttl_s`.
+            JournalUnavailable: what it would use could not be written down.
         """
         assert ask.lease_id.isascii(), "request ids are plain"
         assert ask.tokens >= 0
         assert 0 <= ask.nanousd <= EXACT_MAX
         if self._closed:
             raise StoreUnavailable("The gateway is shutting down")
+        if self._failure and self._settings.on_journal_failure == "refuse":
+            raise JournalUnavailable(self._failure)
         account = self._account(tenant.name)
         if account.waiting >= self._settings.waiting_max:
             raise StoreUnavailable(f"{account.waiting} requests of {tenant.name} already wait for Redis")
@@ -111,109 +164,354 @@ class Ledger:
             account.withdraw(decided)
             raise
 
+    def watch(self, lease: Lease, snapshot: Snapshot) -> None:
+        """While the request of `lease` runs, `snapshot` is asked for the event as it would be if this worker died."""
+        self._open[lease.member] = (lease, snapshot)
+        self._fresher.append(lease.member)
+        if self._noting is None:
+            self._noting = self._loop.call_later(NOTE_AFTER_S, self._note)
+
     async def settle(self, event: UsageEvent, lease: Lease) -> None:
         """Ends `lease` and books `event`: what it did not use goes back, its cost is spent in the period it was
         reserved in, the event joins the tenant's stream and usage sums. An event that was refused after all also gives
         back its place in requests/min.
 
-        Returns when it is booked, or after `settle_wait_s`; then it is booked later. A lease is settled once: a second
-        time changes nothing.
+        Returns when it is on disk; whoever is cancelled while waiting has settled all the same.
+
+        Raises:
+            JournalUnavailable: the disk has failed for longer than `commit_wait_s`. The event is kept in memory, and
+                written when the disk is back.
         """
         assert event.tenant == lease.tenant
-        await self._book(event, lease)
+        self._open.pop(lease.member, None)
+        if not self._account(lease.tenant).settles(lease):
+            log.error("Request %s of %s was settled twice; the second changes nothing", event.id, event.tenant)
+            return
+        await self._book(Record(event, lease))
 
     async def record(self, event: UsageEvent) -> None:
-        """Books the event of a request that held no lease. Returns as `settle` does."""
-        await self._book(event, None)
-
-    async def run_renewals(self) -> None:
-        """Renews this worker's leases until cancelled; `async with` does it by itself."""
-        while True:
-            await asyncio.sleep(self._settings.lease_renew_s)
-            self.renew()
+        """Books the event of a request that held no lease. Returns and raises as `settle` does, except that an event
+        is not kept in memory while the disk is known to fail."""
+        if self._failure and self._settings.on_journal_failure == "refuse":
+            raise JournalUnavailable(self._failure)
+        await self._book(Record(event, None))
 
     def renew(self) -> None:
-        """Renews all leases now, as `run_renewals` does from time to time."""
+        """Renews all leases now, as happens from time to time by itself."""
         for account in self._accounts.values():
             account.renew()
 
     async def close(self, timeout_s: float = 5.0) -> int:
-        """Books what is left, for at most `timeout_s`; returns the number of events that could not be booked. Those
-        are written to the log."""
+        """Ships what is left, for at most `timeout_s`; returns how many events are left to the next worker."""
         if self._closed:
             return 0
-        if self._renewing is not None:
-            self._renewing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._renewing
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for timer in (self._noting, self._patience):
+            if timer is not None:
+                timer.cancel()
+        own, self._own = self._own, None
+        unwritten = await asyncio.to_thread(own.close) if own is not None else []
+        await asyncio.sleep(0)  # what the journal said last comes first
+        for record in unwritten:
+            self._give_up(record)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while left := [account for account in self._accounts.values() if account.unbooked]:
-                    await asyncio.gather(*(account.booked() for account in left))
-                    if self._coalescer.failures:
-                        await asyncio.sleep(0.02)
-        self._closed = True
+                while self._unbooked() and not self._coalescer.failures:  # noqa: ASYNC110 - once, at the very end
+                    await asyncio.sleep(0.005)
         self._coalescer.close()
-        if self._patience is not None:
-            self._patience.cancel()
-        lost = 0
-        for account in self._accounts.values():
-            for packed in account.unbooked_events():
-                lost += 1
-                self._give_up(packed)
-        return lost
+        for claim, journal in self._journals.values():
+            if journal is not own:
+                await asyncio.to_thread(journal.close)
+            claim.release()
+        return self._unbooked()
 
     def statistics(self) -> LedgerStatistics:
         """Counts for metrics and for `/readyz`."""
         accounts = self._accounts.values()
+        outboxes = self._outboxes.values()
         return LedgerStatistics(
             waiting=sum(account.waiting for account in accounts),
             leases=sum(account.leases for account in accounts),
-            unbooked=sum(account.unbooked for account in accounts),
-            given_up=self._given_up,
+            unbooked=self._unbooked(),
+            replayed=sum(outbox.lost for outbox in outboxes),
+            given_up=self._given_up + sum(outbox.given_up for outbox in outboxes),
+            adopted=max(0, len(self._journals) - 1),
             store_failures=self._coalescer.failures,
+            journal_failure=self._failure,
         )
 
-    async def _book(self, event: UsageEvent, lease: Lease | None) -> None:
-        account = self._account(event.tenant)
-        if self._closed or account.unbooked >= self._settings.unbooked_max:
-            self._give_up(msgspec.json.encode(event))
-            if lease is not None:
-                account.forget(lease)
+    async def _book(self, record: Record) -> None:
+        own = self._own
+        if own is None or (self._failure and self._settings.on_journal_failure == "serve"):
+            self._book_volatile(record)
             return
-        if not account.book(event, lease):
-            log.error("Request %s of %s was settled twice; the second changes nothing", event.id, event.tenant)
+        own.append(record)
+        if self._failure and self._patience is None:
+            raise JournalUnavailable(self._failure)
+        on_disk = record.on_disk = self._loop.create_future()
+        self._waiting.add(on_disk)
+        try:
+            await on_disk
+        finally:
+            self._waiting.discard(on_disk)
+
+    def _book_volatile(self, record: Record) -> None:
+        """There is no disk: the event goes to Redis from memory, as another producer's: its number is not kept."""
+        outbox = self._outbox(record.event.tenant, f"{self._worker}-memory", memory_max=self._settings.volatile_max)
+        if outbox.pending >= self._settings.volatile_max or self._closed:
+            self._give_up(record)
             return
-        if self._coalescer.failures:  # known to be away: the answer need not wait for it
+        outbox.committed(outbox.appended + 1, [record])
+        self._account(outbox.tenant).booking_waits()
+
+    def _on_committed(self, journal: Journal, committed: list[Committed]) -> None:
+        if self._failure and journal is self._own:
+            log.warning("the journal can be written again")
+            self._failure = ""
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+        for tenant, first, records in committed:
+            outbox = self._outbox(tenant, journal.producer)
+            outbox.committed(first, records)
+            for record in records:
+                if record.on_disk is not None and not record.on_disk.done():
+                    record.on_disk.set_result(None)
+            self._account(tenant).booking_waits()
+
+    def _on_failure(self, journal: Journal, why: str) -> None:
+        if journal is not self._own:
+            log.error("An adopted journal cannot be written: %s", why)
             return
-        booked = account.booked()
-        until = self._loop.time() + self._settings.settle_wait_s
-        self._bookers.append((until, booked))
-        if self._patience is None:
-            self._patience = self._loop.call_at(until, self._lose_patience)
-        await booked
+        if not self._failure:
+            log.critical("The journal cannot be written: %s", why)
+        self._failure = why
+        if self._settings.on_journal_failure == "serve":
+            for record in journal.take_back():
+                self._book_volatile(record)
+                if record.on_disk is not None and not record.on_disk.done():
+                    record.on_disk.set_result(None)
+        elif self._waiting and self._patience is None:
+            self._patience = self._loop.call_later(self._settings.commit_wait_s, self._lose_patience)
 
     def _lose_patience(self) -> None:
-        """Lets those go who have waited long enough. One timer for all: most have their answer when it fires."""
         self._patience = None
-        now = self._loop.time()
-        while self._bookers:
-            until, booked = self._bookers[0]
-            if not booked.done():
-                if until > now:
-                    self._patience = self._loop.call_at(until, self._lose_patience)
-                    return
-                booked.set_result(None)
-            self._bookers.popleft()
+        for on_disk in list(self._waiting):
+            if not on_disk.done():
+                on_disk.set_exception(JournalUnavailable(self._failure))
 
-    def _give_up(self, packed: bytes) -> None:
+    def _note(self) -> None:
+        """Writes down the requests that were not quick."""
+        open_ = self._open
+        records = [Record(open_[member][1](), open_[member][0]) for member in self._fresh if member in open_]
+        self._fresh, self._fresher = self._fresher, []
+        self._noting = self._loop.call_later(NOTE_AFTER_S, self._note) if self._fresh else None
+        if records and self._own is not None and not self._failure:
+            self._own.checkpoint(records, is_whole=False)
+
+    async def _checkpoint(self) -> None:
+        is_blank = True
+        while True:
+            await asyncio.sleep(self._settings.checkpoint_s)
+            records: dict[str, Record] = {}
+            while left := [member for member in self._open if member not in records]:
+                for member in left[:SNAPSHOTS_AT_ONCE]:
+                    lease, snapshot = self._open[member]
+                    records[member] = Record(snapshot(), lease)
+                if len(left) > SNAPSHOTS_AT_ONCE:
+                    await asyncio.sleep(0)
+            if self._own is not None and not self._failure and (records or not is_blank):
+                is_blank = not records
+                self._own.checkpoint([records[member] for member in records if member in self._open], is_whole=True)
+
+    async def _renew_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.lease_renew_s)
+            self.renew()
+
+    async def _adopt(self) -> None:
+        """Takes over what dead workers left, and tries again to have a journal of its own."""
+        while True:
+            await asyncio.sleep(ADOPT_EVERY_S)
+            if self._own is None:
+                await self._open_own()
+            elif self._failure:
+                self._own.checkpoint([], is_whole=True)  # so that there is something to try it with
+            for claim, journal, positions in await asyncio.to_thread(self._claim_abandoned):
+                log.warning("adopted the journal %s of a worker that is gone", journal.producer)
+                self._take_over(claim, journal, positions)
+
+    async def _open_own(self) -> None:
+        """A journal of this worker's own: one that was left behind, or a new one."""
+        try:
+            found = await asyncio.to_thread(self._claim_one)
+        except (OSError, JournalUnavailable) as error:
+            if str(error) != self._failure:
+                log.critical("No journal can be opened: %s", error)
+            self._failure = str(error)
+            return
+        self._own = found[1]
+        self._failure = ""
+        self._take_over(*found)
+
+    def _claim_one(self) -> tuple[Claim, Journal, dict[str, Position]]:
+        for found in self._claim_abandoned(most=1):
+            return found
+        claim = self._directory.new()
+        try:
+            return claim, *self._open_journal(claim)
+        except JournalUnavailable:
+            claim.release()
+            raise
+
+    def _claim_abandoned(self, most: int = 100) -> list[tuple[Claim, Journal, dict[str, Position]]]:
+        found = []
+        for claim in self._directory.abandoned():
+            try:
+                found.append((claim, *self._open_journal(claim)))
+            except JournalUnavailable as error:
+                if is_corrupt(error.__cause__):
+                    log.critical("%s; it is kept as %s: what it held and Redis lacks is lost", error, claim.set_aside())
+                else:
+                    log.log(logging.DEBUG if claim.path in self._left_alone else logging.ERROR, "%s", error)
+                    self._left_alone.add(claim.path)
+                    claim.release()
+            if len(found) >= most:
+                break
+        return found
+
+    def _open_journal(self, claim: Claim) -> tuple[Journal, dict[str, Position]]:
+        journal = Journal(
+            claim.path,
+            claim.producer,
+            loop=self._loop,
+            now_ms=self._now_ms,
+            on_committed=self._on_committed,
+            on_failure=self._on_failure,
+        )
+        return journal, journal.open()
+
+    def _take_over(self, claim: Claim, journal: Journal, positions: dict[str, Position]) -> None:
+        journal.start()
+        self._journals[journal.producer] = (claim, journal)
+        for tenant, position in positions.items():
+            self._outbox(tenant, journal.producer, appended=position.appended, shipped=position.shipped)
+            self._account(tenant).reconnected(0)
+
+    async def prune(self) -> None:
+        """Lets go of what Redis has on its disk and the journals need not keep any more; happens by itself.
+
+        Raises:
+            StoreUnavailable: what Redis has on its disk is not known.
+        """
+        await self._mark_durable(prunes=True)
+        await self._remove_finished()
+
+    async def _make_durable(self) -> None:
+        pruned_s = self._loop.time()
+        while True:
+            await asyncio.sleep(DURABLE_EVERY_S)
+            try:
+                if self._loop.time() - pruned_s > PRUNE_EVERY_S:
+                    pruned_s = self._loop.time()
+                    await self.prune()
+                else:
+                    await self._mark_durable(prunes=False)
+            except StoreUnavailable as error:
+                log.debug("nothing is known to be on Redis' disk: %s", error)
+
+    async def _mark_durable(self, *, prunes: bool) -> None:
+        news = [
+            (outbox, outbox.applied)
+            for outbox in self._outboxes.values()
+            if outbox.verified and outbox.applied > outbox.durable
+        ]
+        if not (news or prunes):
+            return
+        await durable(self._redis)
+        prune_before_ms = self._now_ms() - self._settings.journal_kept_s * 1000 if prunes else 0
+        for producer, (_, journal) in list(self._journals.items()):
+            shipped = {outbox.tenant: applied for outbox, applied in news if outbox.producer == producer}
+            if shipped or prunes:
+                journal.mark_shipped(shipped, prune_before_ms=prune_before_ms)
+        for outbox, applied in news:
+            outbox.durable = applied
+
+    async def _remove_finished(self) -> None:
+        """Adopted journals that keep nothing any more."""
+        for producer, (claim, journal) in list(self._journals.items()):
+            pending = any(outbox.pending for outbox in self._outboxes.values() if outbox.producer == producer)
+            if journal is self._own or pending or not await asyncio.to_thread(journal.is_empty):
+                continue
+            await asyncio.to_thread(journal.close)
+            claim.remove()
+            del self._journals[producer]
+            for account in self._accounts.values():
+                account.outboxes = [outbox for outbox in account.outboxes if outbox.producer != producer]
+            self._outboxes = {key: outbox for key, outbox in self._outboxes.items() if outbox.producer != producer}
+
+    def _on_connected(self, away_s: float) -> None:
+        for account in self._accounts.values():
+            account.reconnected(int(away_s * 1000))
+
+    def _load(self, outbox: Outbox) -> None:
+        """Fetches what `outbox` misses from its journal."""
+        if outbox in self._loading or self._closed:
+            return
+        self._loading.add(outbox)
+        task = self._loop.create_task(self._load_missing(outbox), name=f"load {outbox!r}")
+        task.add_done_callback(lambda _: self._loading.discard(outbox))
+
+    async def _load_missing(self, outbox: Outbox) -> None:
+        missing = outbox.missing
+        if missing is None:
+            return
+        first = missing
+        records: list[Record] = []
+        if outbox.producer in self._journals:
+            journal = self._journals[outbox.producer][1]
+            limit = min(MEMORY_MAX, 4 * BATCH_MAX)
+            try:
+                first, records = await asyncio.to_thread(journal.read, outbox.tenant, missing, limit)
+            except JournalUnavailable as error:
+                log.error("what Redis lacks cannot be read: %s", error)
+                await asyncio.sleep(1.0)
+                self._loop.call_soon(self._account(outbox.tenant).booking_waits)
+                return
+        if outbox.missing == missing:
+            outbox.loaded(first, records)
+        self._loop.call_soon(self._account(outbox.tenant).booking_waits)
+
+    def _give_up(self, record: Record) -> None:
         self._given_up += 1
-        log.critical("A usage event could not be booked and leaves memory: %s", packed.decode())
+        log.critical("A usage event could not be kept and leaves memory: %s", record.packed.decode())
+
+    def _unbooked(self) -> int:
+        return sum(account.unbooked for account in self._accounts.values())
+
+    def _outbox(
+        self, tenant: str, producer: str, *, appended: int = 0, shipped: int = 0, memory_max: int = MEMORY_MAX
+    ) -> Outbox:
+        outbox = self._outboxes.get((tenant, producer))
+        if outbox is None:
+            outbox = Outbox(tenant, producer, appended=appended, shipped=shipped, memory_max=memory_max)
+            self._outboxes[tenant, producer] = outbox
+            self._account(tenant).outboxes.append(outbox)
+        return outbox
 
     def _account(self, tenant: str) -> TenantAccount:
         account = self._accounts.get(tenant)
         if account is None:
             account = self._accounts[tenant] = TenantAccount(
-                tenant, producer=self._producer, settings=self._settings, wake=self._coalescer.wake
+                tenant,
+                worker=self._worker,
+                settings=self._settings,
+                limits=self._limits_of(tenant),
+                wake=self._coalescer.wake,
+                load=self._load,
+                create_future=self._loop.create_future,
             )
         return account

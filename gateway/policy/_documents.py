@@ -168,6 +168,11 @@ class Policies:
         """The models this tenant may use, in the order of the documents."""
         return [model for model in self.models.values() if tenant.may_use(model)]
 
+    def limits_of(self, tenant: str) -> LimitsSpec:
+        """The limits of a tenant by its name; none for one that is no longer there."""
+        spec = self.tenants.get(tenant)
+        return LimitsSpec() if spec is None else spec.limits
+
     def class_of(self, tenant: TenantSpec) -> ClassSpec:
         """The tenant's service class; one with the defaults when it names none."""
         return self.classes[tenant.class_name] if tenant.class_name is not None else DEFAULT_CLASS

@@ -12,6 +12,7 @@ from ._account import (
     AccountLimits,
     AccountReply,
     Booking,
+    Release,
     Settlement,
     UsageSums,
     Verdict,
@@ -20,6 +21,7 @@ from ._account import (
 )
 from ._coalescer import Call, Caller, Coalescer
 from ._connect import StoreSettings, client, connect
+from ._durable import durable
 from ._embedded import embedded
 from ._errors import EmbeddedStoreFailed, StoreUnavailable
 from ._keys import BUCKET_SECONDS, BucketSize, TenantKeys
@@ -39,6 +41,7 @@ __all__ = [
     "Caller",
     "Coalescer",
     "EmbeddedStoreFailed",
+    "Release",
     "Script",
     "Settlement",
     "StoreSettings",
@@ -50,6 +53,7 @@ __all__ = [
     "account_reply",
     "client",
     "connect",
+    "durable",
     "embedded",
     "load_script",
 ]

@@ -49,22 +49,29 @@ class AccountLimits(msgspec.Struct, frozen=True, kw_only=True):
 PER_MINUTE_MAX: Final = 10**10
 """Highest limit per minute: the script counts in 1/60000 units, and a capacity and its refill stay exact."""
 
-Settlement = tuple[str, str, int, int, int, int, int, int]
-"""member, period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens, cost_nanousd, requests_back"""
+Settlement = tuple[int, str, str, int, int, int, int, int, int]
+"""number of its record, member, period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens, cost_nanousd,
+requests_back"""
+
+Release = tuple[str, int, int]
+"""member, tokens, reserved_ms"""
 
 UsageSums = tuple[BucketSize, int, dict[str, int]]
 """bucket size, its start in Unix seconds, increments by field"""
 
 
 class Booking(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker books at once. `sequence` counts its bookings from 1: a resend changes nothing.
+    """Records of one producer, numbered from `first`: applied once, and only after the one before. A resend changes
+    nothing; with `skips` the ones before `first` are given up.
 
-    `bucket_kept_s` is how long a bucket is kept after its last new field, in seconds; absent or 0 is for ever."""
+    Events that were booked before `events_after_ms` leave the stream. `bucket_kept_s` is how long a bucket is kept
+    after its last new field, in seconds; absent or 0 is for ever.
+    """
 
-    producer: str
-    sequence: int
+    first: int
+    skips: bool
     producer_ttl_s: int
-    events_max: int
+    events_after_ms: int
     events: Sequence[bytes]
     settlements: Sequence[Settlement]
     usage: Sequence[UsageSums]
@@ -87,10 +94,11 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class AccountReply(msgspec.Struct, frozen=True, array_like=True):
-    """One call's answer. `now_ms` is the account's time, never before an earlier call's."""
+    """One call's answer. `now_ms` is the account's time, never before an earlier call's. `last` is the producer's last
+    record that is booked."""
 
     now_ms: int
-    booked: int
+    last: int
     verdicts: list[Verdict]
 
 
@@ -105,25 +113,31 @@ def account_call(
     lease_ttl_ms: int,
     limits: AccountLimits,
     budget_ttl_s: int,
-    renewals: Sequence[str],
-    asks: Sequence[str | int],
-    booking: Booking | None,
+    producer: str,
+    away_ms: int = 0,
+    renewals: Sequence[str] = (),
+    releases: Sequence[Release] = (),
+    asks: Sequence[str | int] = (),
+    booking: Booking | None = None,
 ) -> Call:
-    """One call of account.lua. `asks` is flat: member, tokens, nanousd, member, ..."""
+    """One call of account.lua. `asks` is flat: member, tokens, nanousd, member, ... `producer` is whose last record is
+    asked for, and whose booking it is."""
     assert len(renewals) <= CALL_MAX
+    assert len(releases) <= CALL_MAX
     assert len(asks) <= 3 * CALL_MAX
-    names = [keys.limits, keys.leases, keys.events]
+    names = [keys.limits, keys.leases, keys.events, keys.producer(producer)]
     packed: object = False
     events: Sequence[bytes] = ()
     if booking is not None:
         assert len(booking.settlements) <= CALL_MAX
         events = booking.events
-        names.append(keys.producer(booking.producer))
         names.extend(keys.usage(size, start_s) for size, start_s, _ in booking.usage)
         packed = (
-            booking.sequence,
+            booking.first,
+            int(booking.skips),
+            producer,
             booking.producer_ttl_s,
-            booking.events_max,
+            booking.events_after_ms,
             [value for settlement in booking.settlements for value in settlement],
             [_flat_sums(booking.bucket_kept_s.get(size, 0), sums) for size, _, sums in booking.usage],
         )
@@ -137,7 +151,9 @@ def account_call(
         limits.period,
         keys.budget_prefix,
         budget_ttl_s,
+        away_ms,
         renewals,
+        [value for release in releases for value in release],
         asks,
         packed,
     )

@@ -14,8 +14,8 @@ class TenantKeys:
 
     limits    hash    the token buckets of requests/min and tokens/min (see scripts/account.lua)
     leases    zset    one entry per running request, scored by its expiry in Unix milliseconds
-    events    stream  usage events as JSON, field "event"
-    producer  string  sequence number of the last booking one gateway worker made
+    events    stream  usage events: "event" as JSON, "from" as <producer>:<number>, unique
+    producer  string  number of the last record of one journal that was booked
     budget    hash    `spent` and `reserved` nano-dollars of one period
     usage     hash    sums of one minute, hour or day, fields `model|key|metric`
     """
@@ -35,7 +35,7 @@ class TenantKeys:
         self._usage = prefix + "usage:"
 
     def producer(self, producer: str) -> str:
-        """The last booking of the ledger named `producer`."""
+        """The last record of the journal named `producer`."""
         return self._producer + producer
 
     def budget(self, period: str) -> str:

@@ -1,11 +1,11 @@
 -- account.lua: one tenant's account, for everything that waited to be done to it, in one atomic step:
--- renew leases, book what ended, forget expired leases, then decide the asks in order.
+-- renew leases, let go of those given back, book what ended, forget expired leases, then decide the asks in order.
 -- An ask is checked in all dimensions and takes from all of them, or is refused and takes nothing.
 -- State is read once and written once; the asks are decided in arithmetic.
 --
 -- KEYS  1 {t}:limits  hash: at (time of the last call), requests and tokens: "<level> <at> <full_at>" of each bucket
 --       2 {t}:leases  zset: member -> expiry_ms;  member = "<request>|<unique>|<reserved nanousd>|<period>"
---       3 {t}:events  stream          4 {t}:producer:<name>  string: sequence number of its last booking
+--       3 {t}:events  stream          4 {t}:producer:<name>  string: the last record of that producer booked here
 --       5.. the usage hashes of the booking
 --       Beside them the budget hashes {t}:budget:<period> (spent, reserved): an expired lease names its own period.
 -- ARGV  1 MessagePack array:
@@ -14,16 +14,20 @@
 --         3 requests_per_minute   4 tokens_per_minute   5 concurrent_requests   6 budget_nanousd   (-1: unlimited)
 --         7 period, the current budget period, such as "month:2026-10"
 --         8 budget_prefix, the budget keys' name before the period    9 budget_ttl_s, kept after the last new field
---        10 renewals {member, ..}
---        11 asks {member, tokens, nanousd, ..}
---        12 booking, or false:
---           { sequence, producer_ttl_s, events_max,
---             settlements {member, period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens, cost_nanousd,
---                          requests_back (1: it never ran, so its place in requests/min is given back), ..},
+--        10 away_ms: for so long until now the caller could not reach us; leases that ran out meanwhile get a new term
+--        11 renewals {member, ..}
+--        12 releases {member, tokens, reserved_ms, ..}: granted to somebody who had gone
+--        13 asks {member, tokens, nanousd, ..}
+--        14 booking, or false:
+--           { first, skips, producer, producer_ttl_s, events_after_ms,
+--             settlements {number, member, period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens,
+--                          cost_nanousd, requests_back (1: it never ran, so its place in requests/min is given back), ..},
 --             usage { {ttl_s (0: kept), field, increment (decimal string), ..}, .. } one per usage key, in order }
---       2.. the booking's events, JSON
--- returns MessagePack array { now_ms, booked, verdicts }
---   booked    1 booked now, 0 booked before (same sequence number: a resend), -1 no booking
+--           A booking is applied if `first` is the number after the producer's last, or skips = 1 and it is higher: so a
+--           resend changes nothing. Events booked before events_after_ms leave the stream.
+--       2.. the booking's events, JSON, numbered from first
+-- returns MessagePack array { now_ms, last, verdicts }
+--   last      the producer's last record booked here, this call's included
 --   verdicts  one array per ask: { dimension, requests_remaining, requests_reset_ms, tokens_remaining,
 --             tokens_reset_ms, asked, available, retry_after_ms, spent_nanousd, reserved_nanousd };  only the first
 --             five when granted
@@ -95,7 +99,7 @@ local function lease_money(member)
 end
 
 -- 1. Renew. A lease that was forgotten while its worker could not reach us runs on: it is held, and reserved, again.
-local renewals = call[10]
+local away_ms, renewals = call[10], call[11]
 if #renewals > 0 then
   local held = redis.call('ZMSCORE', KEYS[2], unpack(renewals))
   local entries = {}
@@ -109,35 +113,53 @@ if #renewals > 0 then
   redis.call('ZADD', KEYS[2], unpack(entries))
 end
 
--- 2. Book what ended. A resend of what is already booked still lets go of its leases.
-local booked = -1
-local booking = call[12]
+-- 2. Let go of what was granted to somebody who had gone. Once: its lease says whether it is still held.
+local releases = call[12]
+for i = 1, #releases, 3 do
+  local member, reserved_tokens, reserved_ms = releases[i], releases[i + 1], releases[i + 2]
+  if redis.call('ZREM', KEYS[2], member) == 1 then
+    local nanousd, lease_period = lease_money(member)
+    add(reserved_by, lease_period, -nanousd)
+    if tokens then give_back(tokens, reserved_tokens, reserved_ms) end
+    if requests then give_back(requests, 1, reserved_ms) end
+  end
+end
+
+-- 3. Book what ended. A resend still lets go of its leases: they may have been renewed since.
+local last = tonumber(redis.call('GET', KEYS[4]) or 0)
+local booking = call[14]
 if booking then
-  local sequence, settlements = booking[1], booking[4]
-  booked = sequence > tonumber(redis.call('GET', KEYS[4]) or 0) and 1 or 0
-  if #settlements > 0 then
-    local members = {}
-    for i = 1, #settlements, 8 do members[#members + 1] = settlements[i] end
+  local first, skips, settlements = booking[1], booking[2], booking[6]
+  local is_next = first == last + 1 or (skips == 1 and first > last)
+  local members, of = {}, {}
+  for i = 1, #settlements, 9 do
+    if is_next or settlements[i] <= last then
+      members[#members + 1], of[#of + 1] = settlements[i + 1], i
+    end
+  end
+  if #members > 0 then
     local held = redis.call('ZMSCORE', KEYS[2], unpack(members))
     redis.call('ZREM', KEYS[2], unpack(members))
-    for i = 1, #members do
-      local s = 8 * (i - 1)
+    for i, s in ipairs(of) do
       local lease_period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens, cost, requests_back =
         settlements[s + 2], settlements[s + 3], settlements[s + 4], settlements[s + 5], settlements[s + 6],
         settlements[s + 7], settlements[s + 8]
       if held[i] then add(reserved_by, lease_period, -reserved_nanousd) end
-      if booked == 1 then
+      if is_next then
         add(spent_by, lease_period, cost)
         if tokens then give_back(tokens, reserved_tokens - used_tokens, reserved_ms) end
         if requests and requests_back == 1 then give_back(requests, 1, reserved_ms) end
       end
     end
   end
-  if booked == 1 then
+  if is_next then
+    last = first - 1
+    local from = booking[3] .. ':'
     for i = 2, #ARGV do
-      redis.call('XADD', KEYS[3], 'MAXLEN', '~', int(booking[3]), '*', 'event', ARGV[i])
+      last = last + 1
+      redis.call('XADD', KEYS[3], 'MINID', '~', int(booking[5]), '*', 'event', ARGV[i], 'from', from .. int(last))
     end
-    for i, sums in ipairs(booking[5]) do
+    for i, sums in ipairs(booking[7]) do
       local is_new = false
       for j = 2, #sums, 2 do
         -- A hash that was not there gives back the increment itself.
@@ -145,13 +167,20 @@ if booking then
       end
       if is_new and sums[1] > 0 then redis.call('EXPIRE', KEYS[4 + i], int(sums[1])) end
     end
-    redis.call('SET', KEYS[4], int(sequence), 'EX', int(booking[2]))
+    redis.call('SET', KEYS[4], int(last), 'EX', int(booking[4]))
   end
 end
 
--- 3. Forget the leases of workers that died: what they reserved is free again.
+-- 4. Forget the leases of workers that died: what they reserved is free again. Those that ran out while we were away
+-- may belong to workers that live, and get a term in which they can be renewed.
 local expired = redis.call('ZRANGE', KEYS[2], '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 1000)
-if #expired > 0 then
+if #expired > 0 and away_ms > 0 then
+  local entries = {}
+  for i, member in ipairs(expired) do
+    entries[2 * i - 1], entries[2 * i] = int(now + lease_ttl_ms), member
+  end
+  redis.call('ZADD', KEYS[2], unpack(entries))
+elseif #expired > 0 then
   redis.call('ZREM', KEYS[2], unpack(expired))
   for _, member in ipairs(expired) do
     local nanousd, lease_period = lease_money(member)
@@ -159,9 +188,9 @@ if #expired > 0 then
   end
 end
 
--- 4. Decide the asks.
+-- 5. Decide the asks.
 local verdicts = {}
-local asks = call[11]
+local asks = call[13]
 if #asks > 0 then
   local spent, reserved = 0, 0
   if budget >= 0 then
@@ -203,7 +232,7 @@ if #asks > 0 then
   if #entries > 0 then redis.call('ZADD', KEYS[2], unpack(entries)) end
 end
 
--- 5. Write down what changed.
+-- 6. Write down what changed.
 local function increment(field, sums)
   for sum_period, n in pairs(sums) do
     if n ~= 0 then
@@ -225,4 +254,4 @@ keep('requests', requests)
 keep('tokens', tokens)
 redis.call('HSET', KEYS[1], unpack(fields))
 
-return cmsgpack.pack({ now, booked, verdicts })
+return cmsgpack.pack({ now, last, verdicts })

@@ -19,9 +19,9 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli import app
 from gateway.export import opened
-from gateway.metering import Ledger, UsageEvent
+from gateway.metering import UsageEvent
 from gateway.store import TenantKeys, client
-from tests.integration.store.ledgers import T0_MS, event
+from tests.integration.store.ledgers import T0_MS, PatientLedger, event
 
 Mtok = Callable[..., Result]
 
@@ -37,7 +37,7 @@ def mtok(valkey_url: str) -> Mtok:
 
 
 @pytest.fixture
-def book(valkey_url: str) -> Callable[[Iterable[UsageEvent]], None]:
+def book(valkey_url: str, tmp_path: Path) -> Callable[[Iterable[UsageEvent]], None]:
     """Books events through the ledger, on an empty store."""
 
     async def empty() -> None:
@@ -45,7 +45,7 @@ def book(valkey_url: str) -> Callable[[Iterable[UsageEvent]], None]:
             await redis.flushall()
 
     async def record(events: Iterable[UsageEvent]) -> None:
-        async with client(valkey_url) as redis, Ledger(redis) as ledger:
+        async with client(valkey_url) as redis, PatientLedger(redis, tmp_path / "journal") as ledger:
             await asyncio.gather(*(ledger.record(one) for one in events))
 
     asyncio.run(empty())
@@ -121,7 +121,7 @@ async def test_events_that_left_the_stream_unexported_are_told(redis: Redis, val
         arguments = ["--format", "csv", "--cursor", str(tmp_path / "cursor"), "--output", str(tmp_path / name)]
         return CliRunner().invoke(app, ["usage", "export", *arguments], env={"MTOK_REDIS_URL": valkey_url})
 
-    async with Ledger(redis) as ledger:
+    async with PatientLedger(redis, tmp_path / "journal") as ledger:
         await asyncio.gather(*(ledger.record(event(f"r{n}")) for n in range(4)))
         await asyncio.to_thread(export, "1.csv")
         await asyncio.gather(*(ledger.record(event(f"s{n}")) for n in range(4)))

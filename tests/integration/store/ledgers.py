@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 
 import msgspec
 from redis.asyncio import Redis
 
-from gateway.metering import Status, UsageEvent
+from gateway.admission import Lease
+from gateway.metering import Ledger, Status, UsageEvent
 from gateway.policy import LimitsSpec, TenantSpec
 from gateway.store import TenantKeys
 from gateway.wire import Usage
@@ -73,6 +75,25 @@ def event(
         arrived_ms=ended_ms,
         ended_ms=ended_ms,
     )
+
+
+async def booked(ledger: Ledger) -> None:
+    """Returns when Redis has everything that was settled."""
+    async with asyncio.timeout(10):
+        while ledger.statistics().unbooked:
+            await asyncio.sleep(0.002)
+
+
+class PatientLedger(Ledger):
+    """Its settlements return when Redis has them too, so that a test can look at once."""
+
+    async def settle(self, event: UsageEvent, lease: Lease) -> None:
+        await super().settle(event, lease)
+        await booked(self)
+
+    async def record(self, event: UsageEvent) -> None:
+        await super().record(event)
+        await booked(self)
 
 
 async def stream(redis: Redis, name: str = "acme") -> list[UsageEvent]:

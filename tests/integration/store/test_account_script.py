@@ -35,7 +35,7 @@ class Account:
         self.keys = TenantKeys("t-" + secrets.token_hex(8))
         self.model = model
         self.now = T0
-        self.sequence = 0
+        self.last = 0
         self.members = 0
         self.granted: dict[str, tuple[str, int, int, int]] = {}  # member -> period, tokens, nanousd, reserved_ms
 
@@ -56,22 +56,24 @@ class Account:
         self.members += len(asks)
         booking = None
         if settle:
-            self.sequence += 0 if resend else 1
+            first = self.last - len(settle) + 1 if resend else self.last + 1
+            self.last = first + len(settle) - 1
             booking = Booking(
-                producer="p",
-                sequence=self.sequence,
+                first=first,
+                skips=False,
                 producer_ttl_s=60,
-                events_max=10,
-                events=[],
+                events_after_ms=0,
+                events=[b"{}"] * len(settle),
                 usage=[],
                 settlements=[
-                    (member, period, nanousd, tokens, reserved_ms, used, cost, int(never_ran))
-                    for member, used, cost, never_ran in settle
+                    (number, member, period, nanousd, tokens, reserved_ms, used, cost, int(never_ran))
+                    for number, (member, used, cost, never_ran) in enumerate(settle, first)
                     for period, tokens, nanousd, reserved_ms in [self.granted[member]]
                 ],
             )
         reply = account_reply(self.valkey.evalsha(self.sha1, *self.arguments(named, renew, booking)))
 
+        assert reply.last == self.last
         model.step(self.now)
         for member in renew:
             period, _, nanousd, _ = self.granted[member]
@@ -111,6 +113,7 @@ class Account:
                 period=self.model.period,
             ),
             budget_ttl_s=1000,
+            producer="p",
             renewals=renew,
             asks=[value for ask in named for value in ask],
             booking=booking,
@@ -320,13 +323,13 @@ def test_sums_beyond_what_a_double_holds_stay_exact(valkey: sync_redis.Redis) ->
     account = account_with(valkey)
     script = load_script("account").text.decode()
     sha1 = valkey.script_load(script)
-    for sequence in (1, 2):
+    for first in (1, 2):
         booking = Booking(
-            producer="p",
-            sequence=sequence,
+            first=first,
+            skips=False,
             producer_ttl_s=60,
-            events_max=10,
-            events=[],
+            events_after_ms=0,
+            events=[b"{}"],
             settlements=[],
             usage=[("1d", 0, {"tiny|k|output": 2**53 + 1})],
         )

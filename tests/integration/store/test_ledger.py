@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -13,7 +14,7 @@ from gateway.metering import Dimensions, Ledger, LedgerSettings, sum_field
 from gateway.policy import TenantSpec
 from gateway.store import TenantKeys, client
 
-from .ledgers import T0_MS, ManualClock, event, leases, money, stream, tenant
+from .ledgers import T0_MS, ManualClock, PatientLedger, event, leases, money, stream, tenant
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def ledger(redis: Redis, clock: ManualClock) -> AsyncIterator[Ledger]:
-    async with Ledger(redis, now_ms=clock) as ledger:
+async def ledger(redis: Redis, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
+    async with PatientLedger(redis, tmp_path, now_ms=clock) as ledger:
         yield ledger
 
 
@@ -156,10 +157,10 @@ async def test_a_settled_lease_is_not_renewed(ledger: Ledger, redis: Redis) -> N
         assert await leases(redis) == 0
 
 
-async def test_leases_are_renewed_by_themselves(redis: Redis, clock: ManualClock) -> None:
+async def test_leases_are_renewed_by_themselves(redis: Redis, tmp_path: Path, clock: ManualClock) -> None:
     """Inside `async with` a worker's leases are renewed every `lease_renew_s`."""
     settings = LedgerSettings(lease_ttl_s=0.06, lease_renew_s=0.02)
-    async with Ledger(redis, settings=settings, now_ms=clock) as ledger:
+    async with Ledger(redis, tmp_path, settings=settings, now_ms=clock) as ledger:
         await granted(ledger, tenant(), Ask("r", 0, 0))
         [(_, expiry)] = await redis.zrange(TenantKeys("acme").leases, 0, -1, withscores=True)
         clock.advance_s(0.05)
@@ -187,10 +188,16 @@ async def test_500_concurrent_requests_never_overrun_a_budget(ledger: Ledger, re
     assert sum(isinstance(decision, Grant) for decision in decisions) == 30
 
 
-async def test_two_gateways_share_limits_exactly(redis: Redis, valkey_url: str, clock: ManualClock) -> None:
+async def test_two_gateways_share_limits_exactly(
+    redis: Redis, valkey_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
     """However requests are spread over two ledgers, they take together what one may take."""
     acme = tenant(requests=100, concurrent=70)
-    async with client(valkey_url) as other, Ledger(redis, now_ms=clock) as one, Ledger(other, now_ms=clock) as two:
+    async with (
+        client(valkey_url) as other,
+        Ledger(redis, tmp_path, now_ms=clock) as one,
+        Ledger(other, tmp_path, now_ms=clock) as two,
+    ):
         decisions = await asyncio.gather(
             *((one, two)[i % 2].reserve(acme, Ask(f"r{i}", 0, 0)) for i in range(200)),
         )
@@ -257,8 +264,12 @@ async def test_a_script_that_redis_forgot_is_loaded_again(ledger: Ledger, redis:
     assert [isinstance(decision, Grant) for decision in decisions] == [True, True, True, False]
 
 
-async def test_the_stream_is_bounded(redis: Redis, clock: ManualClock) -> None:
-    """A tenant's stream keeps about `events_max` events."""
-    async with Ledger(redis, settings=LedgerSettings(events_max=100), now_ms=clock) as ledger:
+async def test_single_events_are_kept_as_long_as_promised(redis: Redis, tmp_path: Path, clock: ManualClock) -> None:
+    """Events older than `events_kept_s` leave the stream, a node of it at a time; sums stay."""
+    async with PatientLedger(redis, tmp_path, settings=LedgerSettings(events_kept_s=86_400), now_ms=clock) as ledger:
         await asyncio.gather(*(ledger.record(event(f"r{i}")) for i in range(1000)))
-        assert 100 <= await redis.xlen(TenantKeys("acme").events) < 300
+        assert await redis.xlen(TenantKeys("acme").events) == 1000
+        clock.advance_s(400 * 86_400)
+        await ledger.record(event("last"))
+        assert await redis.xlen(TenantKeys("acme").events) < 200
+        assert (await redis.hgetall(TenantKeys("acme").usage("1d", 1_789_948_800)))[summed("requests")] == b"1001"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from gateway.pricing import Price
 from gateway.store import StoreUnavailable, TenantKeys, client
 from gateway.usage import PriceShown, Report, UsageQuery, report
 from gateway.wire import Usage
-from tests.integration.store.ledgers import ManualClock, event, tenant
+from tests.integration.store.ledgers import ManualClock, PatientLedger, event, tenant
 
 HOUR_S = 1_789_999_200  # 2026-09-21T14:00:00Z
 NOW_S = HOUR_S + 800
@@ -30,8 +31,8 @@ async def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def ledger(redis: Redis, clock: ManualClock) -> AsyncIterator[Ledger]:
-    async with Ledger(redis, now_ms=clock) as ledger:
+async def ledger(redis: Redis, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
+    async with PatientLedger(redis, tmp_path, now_ms=clock) as ledger:
         yield ledger
 
 
