@@ -41,6 +41,10 @@ BOOKING_LATE_S = 0.01
 """A booking may wait so long for company: nobody waits for it but the tenant's own next requests."""
 
 
+IDLE_RENEWALS = 10
+"""A tenant that asks for nothing is looked at with every tenth renewal only, once its leases must have ended."""
+
+
 class Wake(Protocol):
     """Puts an account on the coalescer's list."""
 
@@ -95,6 +99,7 @@ class TenantAccount:
         self._releases: list[Release] = []
         self._releasing: list[Release] = []
         self._away_ms = 0
+        self._idle_renewals = 0
         self._turn = 0
         self._sending: Outbox | None = None
 
@@ -118,6 +123,7 @@ class TenantAccount:
 
     def ask(self, limits: LimitsSpec, ask: Ask) -> asyncio.Future[Grant | Denial]:
         """Asks for a lease with the next call."""
+        self._idle_renewals = 0
         decided = self._create_future()
         self._waiting.append(_Waiting(ask, limits, decided))
         self._wake(self)
@@ -138,10 +144,12 @@ class TenantAccount:
         return True
 
     def renew(self) -> None:
-        """Renews all leases with the next call, and asks whether Redis still has what it had."""
+        """Renews all leases with the next call, and asks whether Redis still has what it had; more rarely after a while
+        in which nothing was asked. A call also frees what was granted in an answer that never arrived."""
         self._renewals = self._renewable()
-        for outbox in self.outboxes:
-            if outbox.appended:
+        self._idle_renewals += 1
+        if self._idle_renewals < IDLE_RENEWALS or self._idle_renewals % IDLE_RENEWALS == 0:
+            for outbox in self.outboxes:
                 outbox.poll()
         if self._renewals or self._outbox_waits():
             self._wake(self)
