@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -11,6 +12,7 @@ from starlette.routing import Route, Router
 
 from gateway.clock import Clock, SystemClock
 from gateway.endpoints import Page, Pages, Relayed, unknown
+from gateway.export import Sink
 from gateway.fleet import Fleet
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger, LedgerSettings
@@ -109,6 +111,17 @@ class Gateway:
             ]
             flushing = asyncio.create_task(_flush(metrics), name="metrics")
             stack.callback(flushing.cancel)
+            if policies.ledger.sink is not None:
+                sink = Sink(
+                    redis,
+                    policies.ledger.sink,
+                    token=settings.sink_token,
+                    metrics=metrics,
+                    tenants=tuple(policies.tenants),
+                    clock=clock,
+                    random=random.random,
+                )
+                await stack.enter_async_context(sink)
             log.info("serving %d models to %d tenants", len(policies.models), len(policies.tenants))
             yield
             log.info("stopping")

@@ -28,6 +28,7 @@ VARIABLES: Mapping[str, str] = {
     "MTOK_REDIS_URL": "address of Redis or Valkey, e.g. redis://host:6379/0; unset: the embedded Valkey",
     "MTOK_DATA_DIR": "directory of the embedded Valkey and the journals (default ./.mtok)",
     "MTOK_ADMIN_KEY": "key of the administrator, who may ask for any tenant's usage; unset: nobody may",
+    "MTOK_SINK_TOKEN": "bearer token for the policies' ledger.sink; unset: none is sent",
     "MTOK_LOG": "level of the log: debug, info, warning or error (default info)",
     "MTOK_MAX_BODY_BYTES": "largest request body in bytes (default 33554432, 32 MiB)",
     "MTOK_READ_TIMEOUT_S": "seconds a client has to send its headers and body (default 30)",
@@ -49,6 +50,7 @@ class Settings:
     redis_url: str | None = field(default=None, repr=False)
     data_dir: Path = Path(".mtok")
     admin_key_sha256: bytes | None = field(default=None, repr=False)
+    sink_token: str | None = field(default=None, repr=False)
     log_level: LogLevel = "info"
     max_body_bytes: int = 32 * _MIB
     read_timeout_s: float = 30.0
@@ -77,6 +79,7 @@ class Settings:
             redis_url=read("MTOK_REDIS_URL", _redis_url, None),
             data_dir=read("MTOK_DATA_DIR", _directory, Path(".mtok")),
             admin_key_sha256=read("MTOK_ADMIN_KEY", _admin_key, None),
+            sink_token=read("MTOK_SINK_TOKEN", _token, None),
             log_level=read("MTOK_LOG", _log_level, "info"),
             max_body_bytes=read("MTOK_MAX_BODY_BYTES", _bytes, 32 * _MIB),
             read_timeout_s=read("MTOK_READ_TIMEOUT_S", _seconds, 30.0),
@@ -114,6 +117,12 @@ def _directory(name: str, text: str) -> Path:
 
 def _admin_key(name: str, text: str) -> bytes | None:
     return hashlib.sha256(text.encode()).digest()
+
+
+def _token(name: str, text: str) -> str | None:
+    if not (text.isascii() and text.isprintable()):
+        raise SettingsError(f"{name} is not a token: it goes into a header, so it is printable ASCII")
+    return text
 
 
 def _log_level(name: str, text: str) -> LogLevel:

@@ -4,6 +4,7 @@ from ._cursor import CursorError, CursorFile, Position, opened, parse_after, pub
 from ._export import Exported, Span, export, output_file
 from ._formats import FORMATS, Format, FormatUnavailable, Writer, writer
 from ._rows import COLUMNS
+from ._sink import Sink, SinkSettings
 
 __all__ = [
     "COLUMNS",
@@ -14,6 +15,8 @@ __all__ = [
     "Format",
     "FormatUnavailable",
     "Position",
+    "Sink",
+    "SinkSettings",
     "Span",
     "Writer",
     "export",

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from ._cursor import Gap, Position, Positions, gap, partial, position_at, publish, start_of
 from ._formats import Format, writer
-from ._stream import BEGINNING, StoredEvent, StreamEnd, entry_order, read_events, stream_end, tenants_with_events
+from ._stream import StoredEvent, StreamEnd, entry_order, read_events, stream_ends, tenants_with_events
 
 LATE_MS = 3_600_000
 """How far a gateway's clock may be ahead of Redis': what ended at `start` is looked for from so long before."""
@@ -55,7 +55,7 @@ async def export(
         ValueError: an entry is not a usage event.
     """
     names = await tenants_with_events(redis) if tenants is None else tenants
-    ends = {tenant: await stream_end(redis, tenant) for tenant in names}
+    ends = await stream_ends(redis, names)
     target = writer(format_, file)
     count = 0
     for tenant, end in ends.items():
@@ -96,8 +96,6 @@ async def _events(
     after = start_of(positions, tenant)
     if span is not None:
         after = max(after, f"{max(0, span.start_ms - LATE_MS)}-0", key=entry_order)
-    if end.entry == BEGINNING:
-        return
     async for events in read_events(redis, tenant, after=after, until=end.entry):
         if span is None:
             yield events

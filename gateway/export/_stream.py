@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple, cast
 
 import msgspec
@@ -15,6 +15,9 @@ from gateway.store import StoreUnavailable, TenantKeys
 
 BEGINNING: Final = "0-0"
 """Before every entry."""
+
+ENDS_AT_ONCE: Final = 100
+"""Streams asked about in one round trip."""
 
 READ_EVENTS: Final = 1000
 """Events of one round trip: about half a megabyte, and the most of the stream that is in memory at once."""
@@ -73,20 +76,28 @@ async def tenants_with_events(redis: Redis) -> list[str]:
     return sorted(found)
 
 
-async def stream_end(redis: Redis, tenant: str) -> StreamEnd:
-    """Where the tenant's stream ends.
+async def stream_ends(redis: Redis, tenants: Sequence[str]) -> dict[str, StreamEnd]:
+    """Where each tenant's stream ends, of those that have one.
 
     Raises:
         StoreUnavailable: Redis did not answer.
     """
-    key = TenantKeys(tenant).events
-    try:
-        if not await redis.exists(key):
-            return StreamEnd(BEGINNING, 0, 0)
-        info = await redis.xinfo_stream(key)
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis did not answer: {error}") from error
-    return StreamEnd(info["last-generated-id"].decode(), info["entries-added"], info["length"])
+    ends = {}
+    for first in range(0, len(tenants), ENDS_AT_ONCE):
+        some = tenants[first : first + ENDS_AT_ONCE]
+        pipeline = redis.pipeline(transaction=False)
+        for tenant in some:
+            pipeline.xinfo_stream(TenantKeys(tenant).events)
+        try:
+            answers = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"Redis did not answer: {error}") from error
+        for tenant, info in zip(some, answers, strict=True):
+            if isinstance(info, dict):
+                ends[tenant] = StreamEnd(info["last-generated-id"].decode(), info["entries-added"], info["length"])
+            elif "no such key" not in str(info):
+                raise StoreUnavailable(f"Redis did not answer: {info}")
+    return ends
 
 
 async def read_events(redis: Redis, tenant: str, *, after: str, until: str) -> AsyncIterator[list[StoredEvent]]:

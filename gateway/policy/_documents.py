@@ -13,6 +13,7 @@ Engine = Literal["vllm"]
 BudgetPeriod = Literal["hour", "day", "month"]
 JournalFailure = Literal["refuse", "serve"]
 Disconnect = Literal["abort", "finish"]
+SinkFormat = Literal["cloudevents", "lago"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +137,16 @@ class TagsSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SinkSpec:
+    """Where usage events are pushed to, in requests of at most `batch_max` events. The token comes from the
+    environment, `MTOK_SINK_TOKEN`."""
+
+    url: str
+    format: SinkFormat = "cloudevents"
+    batch_max: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSpec:
     """How usage is kept. Days are how long after an event its journal row, its entry in the stream and its buckets
     stay; day buckets stay for ever. `on_journal_failure` is what happens when events cannot be written to disk.
@@ -148,6 +159,7 @@ class LedgerSpec:
     keep_hours_days: int = 120
     users_max: int = 1000
     tags: TagsSpec = field(default_factory=TagsSpec)
+    sink: SinkSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,15 @@ def check_name(text: str) -> str | None:
 
 def check_url(text: str) -> str | None:
     """What is wrong with a replica's address, or None; with the address to write where one can be guessed."""
+    return _check_address(text) or _check_origin(urlsplit(text))
+
+
+def check_sink_url(text: str) -> str | None:
+    """What is wrong with the address that events are pushed to, or None."""
+    return _check_address(text) or ("must not hold a fragment" if urlsplit(text).fragment else None)
+
+
+def _check_address(text: str) -> str | None:
     if "://" not in text:
         return f"must begin with http:// or https://: write http://{text.lstrip('/').split('/')[0]}"
     try:
@@ -55,12 +64,12 @@ def check_url(text: str) -> str | None:
         return f"must begin with http:// or https://, not {parts.scheme}://"
     if not parts.hostname or re.search(r"\s", text) or parts.port == 0:
         return "is no address: write http://HOST:PORT"
-    return _check_url_parts(parts)
-
-
-def _check_url_parts(parts: SplitResult) -> str | None:
     if parts.username is not None or parts.password is not None:
         return "must not hold a user or password"
+    return None
+
+
+def _check_origin(parts: SplitResult) -> str | None:
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         origin = f"{parts.scheme}://{parts.netloc}"
         return f"is only the replica's address, the gateway adds /v1/… itself: write {origin}"

@@ -17,6 +17,7 @@ from ._documents import (
     ModelSpec,
     PriceSpec,
     ReplicaSpec,
+    SinkSpec,
     SloSpec,
     TagsSpec,
     TenantSpec,
@@ -31,6 +32,7 @@ from ._rules import (
     check_name,
     check_price,
     check_sha256,
+    check_sink_url,
     check_sku,
     check_tag_header,
     check_tags,
@@ -313,6 +315,30 @@ TAGS = Record(
     },
 )
 
+SINK = Record(
+    what="a sink",
+    build=SinkSpec,
+    example='{url: "https://openmeter.example.com/api/v1/events"}',
+    fields={
+        "url": Field(
+            shape=Text(what="an address", check=check_sink_url, pattern=r"https?://[^\s#]+"),
+            required=True,
+            about="Where each batch of events is posted to, the whole address.",
+            aka=("endpoint", "address", "webhook"),
+        ),
+        "format": Field(
+            shape=Choice(options=("cloudevents", "lago")),
+            about="CloudEvents 1.0 in JSON batches (default; OpenMeter and others) or Lago's /api/v1/events/batch.",
+            aka=("type", "kind"),
+        ),
+        "batch_max": Field(
+            shape=Number(unit=units.PLAIN, maximum=Decimal(1000)),
+            about="Events of one request at most (default 100, which is also Lago's limit).",
+            aka=("batch_size", "max_batch"),
+        ),
+    },
+)
+
 LEDGER = Record(
     what="the ledger's rules",
     build=LedgerSpec,
@@ -334,6 +360,11 @@ LEDGER = Record(
             ),
         ),
         "tags": Field(shape=TAGS, about="Free tags to split usage by.", aka=("labels", "metadata")),
+        "sink": Field(
+            shape=SINK,
+            about="Pushes every usage event over HTTP, at least once; its token is MTOK_SINK_TOKEN.",
+            aka=("push", "webhook", "export"),
+        ),
     },
 )
 

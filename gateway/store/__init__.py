@@ -24,7 +24,7 @@ from ._connect import StoreSettings, client, connect
 from ._durable import durable
 from ._embedded import embedded
 from ._errors import EmbeddedStoreFailed, StoreUnavailable
-from ._keys import BUCKET_SECONDS, BucketSize, TenantKeys
+from ._keys import BUCKET_SECONDS, SINK_LEASE, SINK_PARKED, BucketSize, TenantKeys
 from ._scripts import Script, load_script
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
     "DIMENSIONS",
     "EXACT_MAX",
     "PER_MINUTE_MAX",
+    "SINK_LEASE",
+    "SINK_PARKED",
     "AccountLimits",
     "AccountReply",
     "Booking",

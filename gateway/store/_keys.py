@@ -9,6 +9,13 @@ BucketSize = Literal["1m", "1h", "1d"]
 BUCKET_SECONDS: Final[dict[BucketSize, int]] = {"1m": 60, "1h": 3600, "1d": 86_400}
 
 
+SINK_LEASE: Final = "mtok:sink:lease"
+"""Who pushes events to the sink, for the whole fleet: a hash (see scripts/lease.lua)."""
+
+SINK_PARKED: Final = "mtok:sink:parked"
+"""The events the sink refused: a stream of tenant, entry and status."""
+
+
 class TenantKeys:
     """The names of one tenant's keys.
 
@@ -17,10 +24,11 @@ class TenantKeys:
     events    stream  usage events: "event" as JSON, "from" as <producer>:<number>, unique
     producer  string  number of the last record of one journal that was booked
     budget    hash    `spent` and `reserved` nano-dollars of one period
+    sink      hash    how far its events have been pushed (see scripts/sink.lua)
     usage     hash    sums of one minute, hour or day, fields `model|key|metric`
     """
 
-    __slots__ = ("_budget", "_producer", "_usage", "budget_prefix", "events", "leases", "limits")
+    __slots__ = ("_budget", "_producer", "_usage", "budget_prefix", "events", "leases", "limits", "sink")
 
     def __init__(self, tenant: str) -> None:
         assert tenant, "a tenant has a name"
@@ -30,6 +38,7 @@ class TenantKeys:
         self.limits = prefix + "limits"
         self.leases = prefix + "leases"
         self.events = prefix + "events"
+        self.sink = prefix + "sink"
         self._producer = prefix + "producer:"
         self.budget_prefix = prefix + "budget:"
         self._usage = prefix + "usage:"

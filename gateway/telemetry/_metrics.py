@@ -136,6 +136,27 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.sink_events = Counter(
+            "mtok_sink_events",
+            "Usage events the sink has taken (delivered) or refused for good (parked).",
+            ("outcome",),
+            registry=registry,
+        )
+        self.sink_failures = Counter(
+            "mtok_sink_failures", "Pushes to the sink that are tried again.", ("reason",), registry=registry
+        )
+        self.sink_lag_events = Gauge(
+            "mtok_sink_lag_events",
+            "Usage events the sink does not have yet.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.sink_lag_seconds = Gauge(
+            "mtok_sink_lag_seconds",
+            "Age of the oldest usage event the sink does not have yet.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.running = 0
         """Requests being relayed, as a plain number."""
         self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}

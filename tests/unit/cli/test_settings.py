@@ -25,12 +25,13 @@ def test_without_variables_the_defaults_hold() -> None:
 
 
 def test_every_variable_is_read(tmp_path: Path) -> None:
-    """All seven at once; case of the level and spaces do not matter."""
+    """All eight at once; case of the level and spaces do not matter."""
     settings = Settings.from_environment(
         {
             "MTOK_REDIS_URL": "redis://:pw@host:6379/0",
             "MTOK_DATA_DIR": str(tmp_path),
             "MTOK_ADMIN_KEY": ADMIN,
+            "MTOK_SINK_TOKEN": "om_123",
             "MTOK_LOG": " Warning ",
             "MTOK_MAX_BODY_BYTES": "1024",
             "MTOK_READ_TIMEOUT_S": "2.5",
@@ -41,6 +42,8 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert (settings.data_dir, settings.log_level, settings.max_body_bytes) == (tmp_path, "warning", 1024)
     assert (settings.read_timeout_s, settings.drain_timeout_s) == (2.5, 0.0)
     assert settings.is_admin(ADMIN.encode())
+    assert settings.sink_token == "om_123"
+    assert "om_123" not in repr(settings)
 
 
 def test_an_empty_variable_is_an_unset_one() -> None:
