@@ -1,5 +1,6 @@
 """Usage for others' books: exports to files, a push of CloudEvents, FOCUS cost rows, and corrections."""
 
+from ._corrections import CannotCorrect, Correction, correct, correction_event
 from ._cursor import CursorError, CursorFile, Position, opened, parse_after, publish, shown_after
 from ._export import Exported, Span, export, output_file
 from ._formats import FORMATS, Format, FormatUnavailable, Writer, writer
@@ -9,6 +10,8 @@ from ._sink import Sink, SinkSettings
 __all__ = [
     "COLUMNS",
     "FORMATS",
+    "CannotCorrect",
+    "Correction",
     "CursorError",
     "CursorFile",
     "Exported",
@@ -19,6 +22,8 @@ __all__ = [
     "SinkSettings",
     "Span",
     "Writer",
+    "correct",
+    "correction_event",
     "export",
     "opened",
     "output_file",
