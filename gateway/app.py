@@ -22,6 +22,7 @@ from gateway.settings import Settings
 from gateway.store import client
 from gateway.telemetry import Metrics, Telemetry, Tracing
 from gateway.tenants import KeyDirectory
+from gateway.usage_pages import LiveUsage, UsagePages
 from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
@@ -96,15 +97,18 @@ class Gateway:
                 settings=settings,
             )
             metrics.before_flush(lambda: _refresh(metrics, fleet, ledger))
-            pages = Pages(lifecycle, redis)
+            pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
             self._pages.routes[:] = [
                 Route("/v1/models", Page(pages.models)),
                 Route("/v1/models/{name:path}", Page(pages.model)),
-                Route("/v1/usage", Page(pages.usage)),
-                Route("/v1/organization/usage/completions", Page(pages.organization_completions)),
-                Route("/v1/organization/usage/embeddings", Page(pages.organization_embeddings)),
-                Route("/v1/organization/costs", Page(pages.organization_costs)),
+                Route("/v1/usage", Page(usage.usage)),
+                Route("/v1/usage/requests", Page(usage.requests)),
+                Route("/v1/usage/requests/{id}", Page(usage.request)),
+                Route("/v1/usage/stream", LiveUsage(usage, lifecycle, redis)),
+                Route("/v1/organization/usage/completions", Page(usage.organization_completions)),
+                Route("/v1/organization/usage/embeddings", Page(usage.organization_embeddings)),
+                Route("/v1/organization/costs", Page(usage.organization_costs)),
                 Route("/healthz", Page(pages.healthz)),
                 Route("/readyz", Page(pages.readyz)),
                 Route("/metrics", Page(pages.metrics)),

@@ -8,31 +8,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
-from redis.asyncio import Redis
 
 from gateway import refusals
 from gateway.errors import Refusal, Refused
 from gateway.lifecycle import Lifecycle, request_id
 from gateway.metering import wall_clock_ms
-from gateway.policy import TenantSpec
 from gateway.relay import Message, Outgoing, Receive, Send
-from gateway.store import StoreUnavailable
-from gateway.tenants import key_of_header
-from gateway.usage import (
-    Kind,
-    kept_days,
-    organization_page,
-    parse_organization_query,
-    parse_query,
-    replica_alias,
-    report,
-)
 from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
-
-SETTLED_S = 3600
-"""After that long, what a time holds of usage rarely changes: only by corrections, and by a backlog after an outage."""
 
 
 class Relayed:
@@ -44,7 +28,7 @@ class Relayed:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
-            await _refuse_method("POST", scope, send)
+            await refuse_method("POST", scope, send)
             return
         await self._lifecycle.serve(self._endpoint, scope, receive, send)
 
@@ -67,15 +51,15 @@ class Page:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await _refuse_method("GET", scope, send)
+            await refuse_method("GET", scope, send)
             return
         try:
             content = await self._show(scope)
         except Refused as refused:
-            await _refuse(refused.refusal, scope, send)
+            await refuse(refused.refusal, scope, send)
         except Exception:
             log.exception("unexpected failure on %s", scope["path"])
-            await _refuse(refusals.INTERNAL, scope, send)
+            await refuse(refusals.INTERNAL, scope, send)
         else:
             await _show(content, scope, send)
 
@@ -83,12 +67,12 @@ class Page:
 async def unknown(scope: Message, receive: Receive, send: Send) -> None:
     """Every other path."""
     if scope["type"] == "http":
-        await _refuse(refusals.unknown_path(scope["method"], scope["path"]), scope, send)
+        await refuse(refusals.unknown_path(scope["method"], scope["path"]), scope, send)
 
 
 async def _show(content: Content, scope: Message, send: Send) -> None:
     status, body = content.status, content.body
-    head = [_request_id_header(scope)]
+    head = [request_id_header(scope)]
     if content.cache_control:
         tag = b'"%b"' % hashlib.blake2b(body, digest_size=16).hexdigest().encode()
         head += [(b"etag", tag), (b"cache-control", content.cache_control), (b"vary", b"authorization, x-api-key")]
@@ -101,16 +85,19 @@ async def _show(content: Content, scope: Message, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _refuse(refusal: Refusal, scope: Message, send: Send) -> None:
-    await Outgoing(send).refuse(refusal, [_request_id_header(scope)])
+async def refuse(refusal: Refusal, scope: Message, send: Send) -> None:
+    """Answers with a refusal."""
+    await Outgoing(send).refuse(refusal, [request_id_header(scope)])
 
 
-async def _refuse_method(allowed: str, scope: Message, send: Send) -> None:
+async def refuse_method(allowed: str, scope: Message, send: Send) -> None:
+    """Answers another method than the one `allowed`."""
     refusal = refusals.wrong_method(scope["method"], scope["path"], allowed)
-    await Outgoing(send).refuse(refusal, [_request_id_header(scope), (b"allow", allowed.encode())])
+    await Outgoing(send).refuse(refusal, [request_id_header(scope), (b"allow", allowed.encode())])
 
 
-def _request_id_header(scope: Message) -> tuple[bytes, bytes]:
+def request_id_header(scope: Message) -> tuple[bytes, bytes]:
+    """The id of a request that is not relayed."""
     return b"x-request-id", request_id(dict(scope["headers"]), wall_clock_ms()).encode()
 
 
@@ -130,9 +117,8 @@ class _ModelList(msgspec.Struct):
 class Pages:
     """The gateway's own pages, each a method that takes a scope and returns what to show."""
 
-    def __init__(self, lifecycle: Lifecycle, redis: Redis) -> None:
+    def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._redis = redis
 
     async def models(self, scope: Message) -> Content:
         """`GET /v1/models`: what the tenant may use, aliases included."""
@@ -145,59 +131,6 @@ class Pages:
             if card.id == wanted:
                 return Content(msgspec.json.encode(card))
         raise Refused(refusals.model_not_found(wanted))
-
-    async def usage(self, scope: Message) -> Content:
-        """`GET /v1/usage`: a tenant's own numbers; with the admin key anyone's (`?tenant=`)."""
-        policies, now_s = self._lifecycle.policies, self._lifecycle.clock.now_ms() // 1000
-        query = parse_query(scope["query_string"], now_s, kept_days(policies.ledger))
-        if isinstance(query, Refusal):
-            raise Refused(query)
-        reader = await self._reader(dict(scope["headers"]))
-        tenant = self._tenant(reader, query.tenant)
-        usable = policies.models_of(tenant)
-        prices = {m.name: self._lifecycle.prices[m.name] for m in usable if m.name in self._lifecycle.prices}
-        try:
-            answer = await report(
-                self._redis,
-                tenant.name,
-                query,
-                now_s=now_s,
-                limits=tenant.limits,
-                prices=prices,
-                replica_name=str if reader is None else replica_alias,
-            )
-        except StoreUnavailable as error:
-            log.warning("usage cannot be read: %s", error)
-            raise Refused(refusals.STORE_AWAY) from error
-        return Content(msgspec.json.encode(answer), cache_control=_cache_control(query.end_s, now_s))
-
-    async def organization_completions(self, scope: Message) -> Content:
-        """`GET /v1/organization/usage/completions`, as OpenAI has it."""
-        return await self._organization("completions", scope)
-
-    async def organization_embeddings(self, scope: Message) -> Content:
-        """`GET /v1/organization/usage/embeddings`, as OpenAI has it."""
-        return await self._organization("embeddings", scope)
-
-    async def organization_costs(self, scope: Message) -> Content:
-        """`GET /v1/organization/costs`, as OpenAI has it."""
-        return await self._organization("costs", scope)
-
-    async def _organization(self, kind: Kind, scope: Message) -> Content:
-        """A tenant is a project: its key sees itself, the admin key all of them."""
-        policies, now_s = self._lifecycle.policies, self._lifecycle.clock.now_ms() // 1000
-        query = parse_organization_query(kind, scope["query_string"], now_s, kept_days(policies.ledger))
-        if isinstance(query, Refusal):
-            raise Refused(query)
-        reader = await self._reader(dict(scope["headers"]))
-        everyone = policies.tenants if reader is None else [reader.name]
-        tenants = [self._tenant(reader, name).name for name in query.projects or everyone]
-        try:
-            answer = await organization_page(self._redis, tenants, query)
-        except StoreUnavailable as error:
-            log.warning("usage cannot be read: %s", error)
-            raise Refused(refusals.STORE_AWAY) from error
-        return Content(msgspec.json.encode(answer), cache_control=_cache_control(query.end_s, now_s))
 
     async def healthz(self, scope: Message) -> Content:
         """Whether this process serves at all."""
@@ -225,26 +158,3 @@ class Pages:
             if identity.tenant.may_use(spec)
             for name in (spec.name, *spec.aliases)
         ]
-
-    async def _reader(self, headers: dict[bytes, bytes]) -> TenantSpec | None:
-        """The tenant who reads; None is the administrator. Raises `Refused`: 401, or 503."""
-        key = key_of_header(headers.get(b"authorization", headers.get(b"x-api-key", b"")))
-        if self._lifecycle.settings.is_admin(key):
-            return None
-        return (await self._lifecycle.authenticate(headers)).tenant
-
-    def _tenant(self, reader: TenantSpec | None, asked: str | None) -> TenantSpec:
-        """Whose usage is read: one's own, or the one the administrator names. Raises `Refused`: 400, 403 or 404."""
-        if reader is None:
-            tenant = self._lifecycle.policies.tenants.get(asked or "")
-            if tenant is None:
-                raise Refused(refusals.tenant_not_found(asked))
-            return tenant
-        if asked not in (None, reader.name):
-            raise Refused(refusals.NOT_ADMIN)
-        return reader
-
-
-def _cache_control(end_s: int, now_s: int) -> bytes:
-    """A time that has passed is booked but for what a gateway could not yet deliver; the present is asked for anew."""
-    return b"private, max-age=300" if end_s < now_s - SETTLED_S else b"private, no-cache"

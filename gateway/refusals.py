@@ -49,6 +49,12 @@ UPSTREAM_LOST = Refusal(
     code="upstream_lost",
     message="The model's engine was lost before it had answered. Nothing was billed; send the request again.",
 )
+TOO_MANY_STREAMS = Refusal(
+    status=429,
+    code="too_many_streams",
+    message="Too many live streams of usage are open here. Close one, or read /v1/usage/requests.",
+    retry_after_ms=10_000,
+)
 INTERNAL = Refusal(
     status=500, type="api_error", code="internal_error", message="The gateway failed on this request. It was logged."
 )

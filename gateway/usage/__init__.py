@@ -6,6 +6,20 @@ from ._parameters import parse_time
 from ._query import BUCKETS_MAX, GROUP_KEYS, TAG_PREFIX, UsageQuery, kept_days, parse_query
 from ._replicas import replica_alias
 from ._report import ModelPrice, PriceShown, Report, UsageBucket, UsageResult, report
+from ._requests import (
+    RequestList,
+    RequestQuery,
+    RequestShown,
+    RequestsQuery,
+    find_request,
+    is_entry,
+    last_entry,
+    list_requests,
+    next_events,
+    parse_request_query,
+    parse_requests_query,
+    parse_stream_query,
+)
 
 __all__ = [
     "BUCKETS_MAX",
@@ -18,13 +32,25 @@ __all__ = [
     "OrganizationQuery",
     "PriceShown",
     "Report",
+    "RequestList",
+    "RequestQuery",
+    "RequestShown",
+    "RequestsQuery",
     "UsageBucket",
     "UsageQuery",
     "UsageResult",
+    "find_request",
+    "is_entry",
     "kept_days",
+    "last_entry",
+    "list_requests",
+    "next_events",
     "organization_page",
     "parse_organization_query",
     "parse_query",
+    "parse_request_query",
+    "parse_requests_query",
+    "parse_stream_query",
     "parse_time",
     "replica_alias",
     "report",
