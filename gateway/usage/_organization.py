@@ -191,15 +191,19 @@ async def organization_page(redis: Redis, tenants: Sequence[str], query: Organiz
     read = [] if query.nothing else tenants
     if read:
         starts = starts[: max(1, ANSWER_BUCKETS // len(read))]
-    names = [TenantKeys(tenant).usage(query.bucket, start) for start in starts for tenant in read]
+    names = [TenantKeys(tenant).usage(query.bucket, start) for tenant in read for start in starts]
     counts = await field_counts(redis, names)
-    width = len(read)
-    shown = first_that_fit([sum(counts[at : at + width]) for at in range(0, len(counts), width or 1)], ANSWER_FIELDS)
-    shown = shown if read else len(starts)
+    width = len(starts)
+    shown = first_that_fit([sum(counts[at::width]) for at in range(width)], ANSWER_FIELDS)
+    counts = [count if position % width < shown else 0 for position, count in enumerate(counts)]
     groupings = [Grouping(_group_of(query, tenant)) for tenant in read]
+    slots: list[dict[int, int]] = [{} for _ in names]
+    async for position, fields in read_fields(redis, names, counts):
+        groupings[position // width].add(fields, slots[position])
     buckets: list[dict[Group, Sums]] = [{} for _ in range(shown)]
-    async for position, fields in read_fields(redis, names[: shown * width], counts[: shown * width]):
-        groupings[position % width].add(fields, buckets[position // width])
+    for position, sums in enumerate(slots):
+        if sums:
+            groupings[position // width].groups(sums, buckets[position % width])
     next_page = page_cursor(starts[0] + shown * seconds, query.end_s)
     return Page(
         data=[

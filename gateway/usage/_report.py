@@ -129,10 +129,13 @@ async def report(
     left = await read_limits(redis, keys, limits, now_s) if limits is not None else {}
     counts = await field_counts(redis, names)
     shown = first_that_fit(counts, fields_max)
-    buckets: list[dict[Group, Sums]] = [{} for _ in range(shown)]
+    slots: list[dict[int, int]] = [{} for _ in range(shown)]
     grouping = Grouping(_group_of(query.group_by, replica_name))
     async for position, fields in read_fields(redis, names[:shown], counts[:shown]):
-        grouping.add(fields, buckets[position])
+        grouping.add(fields, slots[position])
+    buckets: list[dict[Group, Sums]] = [{} for _ in range(shown)]
+    for sums, groups in zip(slots, buckets, strict=True):
+        grouping.groups(sums, groups)
     next_page = page_cursor(starts[0] + shown * seconds, query.end_s)
     return Report(
         tenant=tenant,
