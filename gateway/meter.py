@@ -100,6 +100,8 @@ class Meter:
 
     def attempt_most(self) -> tuple[int, int]:
         """The most input and output tokens that an attempt at this request can have burnt."""
+        if not self._view.endpoint.computes:
+            return 0, 0
         lost = self._bounded(NO_USAGE, told=None, samples=1)
         return lost.undelivered_input_max, lost.undelivered_output_max
 

@@ -48,7 +48,7 @@ def test_nothing_is_used_before_it_is_placed() -> None:
     assert Meter(view(), GUESSED, LIMITS).cut() == NOTHING
     meter = Meter(view(Endpoint.TOKENIZE), GUESSED, LIMITS)
     meter.place(0, 4096)
-    assert meter.cut() == NOTHING
+    assert (meter.cut(), meter.attempt_most()) == (NOTHING, (0, 0))
     meter = Meter(view(), GUESSED, LIMITS)
     meter.place(0, 4096)
     assert meter.attempt_most() == (356, 20)

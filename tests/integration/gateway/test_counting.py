@@ -392,6 +392,18 @@ async def test_attempts_that_all_fail(engine: Engine, second: Engine, start: Sta
     assert "undelivered_input_max" not in event
 
 
+@pytest.mark.parametrize(("status", "burnt"), [(500, (PROMPT_MOST, 20)), (400, (0, 0)), (503, (0, 0))])
+async def test_an_engines_refusal(engine: Engine, start: Start, status: int, burnt: tuple[int, int]) -> None:
+    """Nothing is billed; an engine that failed may have counted anything before, one that refused has not begun."""
+    engine.script = as_json({"error": {"message": "no", "code": status}}, status=status)
+    served = await start(engine)
+    await served.post()
+    event = await served.event()
+    assert event["usage"]["input_tokens"] == event["usage"]["output_tokens"] == 0
+    assert (event.get("undelivered_input_max", 0), event.get("undelivered_output_max", 0)) == burnt
+    assert ("failed_attempts" in event) == (status == 503)
+
+
 async def test_a_refused_connection_burns_nothing(engine: Engine, second: Engine, start: Start) -> None:
     """The request runs elsewhere; the attempt is told, without tokens."""
     engine.script = second.script = recording("chat").script()
