@@ -1,5 +1,5 @@
-"""Journals, shippers, the account script and budgets in virtual time, over a Redis that loses, repeats, delays and rolls
-back, and workers that are killed.
+"""Journals, shippers, the account script and budgets in virtual time, over a Redis that loses, repeats, delays and
+rolls back, and workers that are killed.
 
 The real parts are `TenantAccount` and `Outbox` with everything they call; the script is its model in Python, which
 tests/integration/store/test_account_script.py holds against the real one. Time, network, disk and death are a seeded
