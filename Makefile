@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test lint format test-real bench chaos lock clean
+.PHONY: install run test lint format test-real simulate-ledger bench chaos lock clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ format: $(VENV)/.installed-dev
 
 test-real: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/real -s --timeout 1800
+
+# 100,000 schedules of journals, shippers and budgets: about 20 minutes on 2 cores.
+simulate-ledger: $(VENV)/.installed-dev
+	MTOK_SCHEDULES=100000 $(BIN)/python -m pytest tests/simulation/test_ledger_world.py -n auto
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/bench.py

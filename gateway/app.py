@@ -134,7 +134,11 @@ class Gateway:
 def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger) -> None:
     for replica in fleet.replicas:
         metrics.replica_healthy.labels(replica.name).set(replica.healthy)
-    metrics.unsettled.set(ledger.statistics().unbooked)
+    booked = ledger.statistics()
+    metrics.unbooked.set(booked.unbooked)
+    metrics.replayed.set(booked.replayed)
+    metrics.given_up.set(booked.given_up)
+    metrics.journal_failing.set(bool(booked.journal_failure))
 
 
 async def _flush(metrics: Metrics) -> None:

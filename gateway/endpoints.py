@@ -137,11 +137,13 @@ class Pages:
         return Content(b'{"status":"ok"}')
 
     async def readyz(self, scope: Message) -> Content:
-        """Whether requests should come here: a replica is healthy, and the gateway is not stopping."""
+        """Whether requests should come here: a replica is healthy, usage can be booked, the gateway is not stopping."""
         if self._lifecycle.draining:
             return Content(b'{"status":"draining"}', status=503)
         if not self._lifecycle.fleet.ready():
             return Content(b'{"status":"no healthy replica"}', status=503)
+        if not self._lifecycle.ledger.admits:
+            return Content(b'{"status":"journal unavailable"}', status=503)
         return Content(b'{"status":"ok"}')
 
     async def metrics(self, scope: Message) -> Content:

@@ -135,6 +135,11 @@ class Ledger:
     ) -> None:
         await self.close()
 
+    @property
+    def admits(self) -> bool:
+        """Whether what a request uses can be written down, or the policy is to serve on without."""
+        return not self._failure or self._settings.on_journal_failure == "serve"
+
     async def reserve(self, tenant: TenantSpec, ask: Ask) -> Grant | Denial:
         """May this request run? Either everything it asks for is taken, or nothing.
 
@@ -150,7 +155,7 @@ class Ledger:
         assert 0 <= ask.nanousd <= EXACT_MAX
         if self._closed:
             raise StoreUnavailable("The gateway is shutting down")
-        if self._failure and self._settings.on_journal_failure == "refuse":
+        if not self.admits:
             raise JournalUnavailable(self._failure)
         account = self._account(tenant.name)
         if account.waiting >= self._settings.waiting_max:
@@ -192,7 +197,7 @@ class Ledger:
     async def record(self, event: UsageEvent) -> None:
         """Books the event of a request that held no lease. Returns and raises as `settle` does, except that an event
         is not kept in memory while the disk is known to fail."""
-        if self._failure and self._settings.on_journal_failure == "refuse":
+        if not self.admits:
             raise JournalUnavailable(self._failure)
         await self._book(Record(event, None))
 

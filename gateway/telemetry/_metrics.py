@@ -130,9 +130,9 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
-        self.unsettled = Gauge(
-            "mtok_unsettled_events",
-            "Usage events that wait for Redis.",
+        self.unbooked = Gauge(
+            "mtok_unbooked_events",
+            "Usage events on disk that Redis does not have yet.",
             registry=registry,
             multiprocess_mode="livesum",
         )
@@ -154,6 +154,24 @@ class Metrics:
         self.sink_lag_seconds = Gauge(
             "mtok_sink_lag_seconds",
             "Age of the oldest usage event the sink does not have yet.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.replayed = Gauge(
+            "mtok_replayed_events",
+            "Usage events that Redis had lost and was sent again.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.given_up = Gauge(
+            "mtok_lost_events",
+            "Usage events that could not be kept; they are in the log. Alert on any.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.journal_failing = Gauge(
+            "mtok_journal_failing",
+            "1 while usage cannot be written to disk.",
             registry=registry,
             multiprocess_mode="livemax",
         )

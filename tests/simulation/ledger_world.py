@@ -8,7 +8,7 @@ schedule: `World(seed).run()` is the same every time.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import heapq
 import itertools
 import random
@@ -36,6 +36,8 @@ LIMITS = LimitsSpec(
     requests_per_minute=10_000, concurrent_requests=500, budget_usd=Decimal("0.01"), budget_period="hour"
 )
 TIMEOUT_MS = 1000
+PEACE_MS = 75_000
+"""Longer than the longest outage, a lease's term after it, and the look of an idle worker."""
 
 
 class Redis:
@@ -50,6 +52,20 @@ class Redis:
         )
         self.last: dict[str, int] = {}
         self.events: list[tuple[str, UsageEvent]] = []
+
+    def copy(self) -> Redis:
+        """As it is now, for a rollback later."""
+        older = Redis()
+        model = self.model
+        older.model = dataclasses.replace(
+            model,
+            buckets={name: dataclasses.replace(bucket) for name, bucket in model.buckets.items()},
+            leases={member: dataclasses.replace(lease) for member, lease in model.leases.items()},
+            spent=dict(model.spent),
+        )
+        older.last = dict(self.last)
+        older.events = list(self.events)
+        return older
 
     def call(self, call: Call) -> bytes:
         """The call's reply."""
@@ -146,7 +162,7 @@ class Worker:
         self._leaving = self._busy = False
         self._uncommitted: list[Record] = []
         self._committing = False
-        world.every(3000, self._renew, self)
+        world.after(3000, self._renew, self)
 
     def _adopt(self, journal: Journal) -> None:
         journal.owner = self
@@ -208,7 +224,7 @@ class Worker:
 
     def _renew(self) -> None:
         self.account.renew()
-        self.world.every(3000, self._renew, self)
+        self.world.after(3000, self._renew, self)
 
     def _wake(self, _: object, *, within_s: float = 0.0) -> None:
         if not self._leaving and not self._busy:
@@ -323,8 +339,6 @@ class World:
         """`act` happens then, unless `of` is dead by then."""
         heapq.heappush(self._queue, (self.now + delay_ms, next(self._tie), act, of))
 
-    every = after
-
     def kill(self, worker: Worker) -> None:
         """Between two instructions. Another one starts, or a living one adopts its journals."""
         if not worker.alive:
@@ -357,7 +371,7 @@ class World:
             self.after(dice.randrange(100, 30_000), self._come_back, None)
         if dice.random() < faults.rollback and self._older:
             self.rollbacks += 1
-            self.redis = copy.deepcopy(dice.choice(self._older[-10:])) if dice.random() < 0.8 else Redis()
+            self.redis = dice.choice(self._older[-10:]).copy() if dice.random() < 0.8 else Redis()
             for worker in self.workers:  # a fail-over or a restart ends every connection
                 if dice.random() < 0.9:
                     worker.connection += 1
@@ -366,7 +380,7 @@ class World:
                     worker._answered_ms = -abs(worker._answered_ms)
                     worker._wake(worker.account)
         if faults.rollback:
-            self._older.append(copy.deepcopy(self.redis))
+            self._older.append(self.redis.copy())
 
     def _come_back(self) -> None:
         self.redis_away = False
@@ -392,7 +406,7 @@ class World:
             if self.now > busy_until and not peace:
                 peace = True
                 self.faults = Faults()
-            if self.now > busy_until + 120_000:
+            if self.now > busy_until + PEACE_MS:
                 break
         return self
 
