@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.export import Correction
     from gateway.metering import UsageEvent
 
+SHIP_TIMEOUT_S = 10.0
 _AMOUNT = re.compile(r"[+-]?\d{1,7}(\.\d{1,9})?").fullmatch
 
 
@@ -77,7 +78,13 @@ def correct_(  # noqa: PLR0917 - options have names on the command line
 async def _booked(tenant: str, wanted: Correction) -> UsageEvent:
     from gateway.export import correct
     from gateway.metering import Ledger
-    from gateway.store import connect
+    from gateway.store import StoreUnavailable, connect
 
-    async with connect(settings()) as redis, Ledger(redis) as ledger:
-        return await correct(redis, tenant, wanted, book=ledger.record, now_ms=time.time_ns() // 1_000_000)
+    async with connect(settings()) as redis, Ledger(redis, settings().data_dir / "journal") as ledger:
+
+        async def book(event: UsageEvent, period: str) -> None:
+            await ledger.record(event, period=period)
+            if not await ledger.shipped(SHIP_TIMEOUT_S):
+                raise StoreUnavailable("it is in the journal, and booked when Redis is back and a gateway runs here")
+
+        return await correct(redis, tenant, wanted, book=book, now_ms=time.time_ns() // 1_000_000)

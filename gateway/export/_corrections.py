@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -97,11 +97,11 @@ async def correct(
     tenant: str,
     wanted: Correction,
     *,
-    book: Callable[[UsageEvent], Awaitable[None]],
+    book: Callable[[UsageEvent, str], Awaitable[None]],
     now_ms: int,
 ) -> UsageEvent:
-    """Books a correction through `book`, the ledger's `record`, and returns it. It counts in the present minute, hour
-    and day, so that what was closed stays as it was.
+    """Books a correction through `book`, which gets it with the tenant's budget period, and returns it. It counts in
+    the present minute, hour and day and in the budget last asked, so that what was closed stays as it was.
 
     Raises:
         CannotCorrect: there is nothing to correct so, or the request is being corrected just now.
@@ -111,6 +111,7 @@ async def correct(
     try:
         if not await redis.set(guard, now_ms, nx=True, px=GUARD_MS):
             raise CannotCorrect(f"{wanted.request} is being corrected just now; try again in a minute")
+        period = cast(bytes, await redis.hget(TenantKeys(tenant).limits, "period") or b"").decode()
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis did not answer: {error}") from error
     events = await _events_of(redis, tenant, wanted.request)
@@ -119,7 +120,7 @@ async def correct(
     except CannotCorrect:
         await redis.delete(guard)
         raise
-    await book(event)
+    await book(event, period)
     # The guard stays until the booking can be seen, or runs out.
     if any(stored.event.id == event.id for stored in await _events_of(redis, tenant, wanted.request)):
         await redis.delete(guard)

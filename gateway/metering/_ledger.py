@@ -194,12 +194,20 @@ class Ledger:
             return
         await self._book(Record(event, lease))
 
-    async def record(self, event: UsageEvent) -> None:
-        """Books the event of a request that held no lease. Returns and raises as `settle` does, except that an event
-        is not kept in memory while the disk is known to fail."""
+    async def record(self, event: UsageEvent, *, period: str = "") -> None:
+        """Books the event of a request that held no lease; its cost, if it has one, in the budget of `period`. Returns
+        and raises as `settle` does, except that an event is not kept in memory while the disk is known to fail."""
         if not self.admits:
             raise JournalUnavailable(self._failure)
-        await self._book(Record(event, None))
+        await self._book(Record(event, Lease("", event.tenant, period, 0, 0, 0) if period else None))
+
+    async def shipped(self, timeout_s: float) -> bool:
+        """Whether Redis has everything that is on disk, waiting for it for at most `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._unbooked():  # noqa: ASYNC110 - by commands and at the end, never for a request
+                    await asyncio.sleep(0.005)
+        return not self._unbooked()
 
     def renew(self) -> None:
         """Renews all leases now, as happens from time to time by itself."""
@@ -222,10 +230,7 @@ class Ledger:
         await asyncio.sleep(0)  # what the journal said last comes first
         for record in unwritten:
             self._give_up(record)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self._unbooked() and not self._coalescer.failures:  # noqa: ASYNC110 - once, at the very end
-                    await asyncio.sleep(0.005)
+        await self.shipped(0.0 if self._coalescer.failures else timeout_s)
         self._coalescer.close()
         for claim, journal in self._journals.values():
             if journal is not own:
@@ -464,7 +469,7 @@ class Ledger:
 
     def _load(self, outbox: Outbox) -> None:
         """Fetches what `outbox` misses from its journal."""
-        if outbox in self._loading or self._closed:
+        if outbox in self._loading:
             return
         self._loading.add(outbox)
         task = self._loop.create_task(self._load_missing(outbox), name=f"load {outbox!r}")

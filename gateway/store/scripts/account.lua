@@ -3,7 +3,8 @@
 -- An ask is checked in all dimensions and takes from all of them, or is refused and takes nothing.
 -- State is read once and written once; the asks are decided in arithmetic.
 --
--- KEYS  1 {t}:limits  hash: at (time of the last call), requests and tokens: "<level> <at> <full_at>" of each bucket
+-- KEYS  1 {t}:limits  hash: at (time of the last call), period (of the last ask), requests and tokens: the buckets, each
+--                     "<level> <at> <full_at>"
 --       2 {t}:leases  zset: member -> expiry_ms;  member = "<request>|<unique>|<reserved nanousd>|<period>"
 --       3 {t}:events  stream          4 {t}:producer:<name>  string: the last record of that producer booked here
 --       5.. the usage hashes of the booking
@@ -244,6 +245,9 @@ end
 increment('spent', spent_by)
 increment('reserved', reserved_by)
 local fields = { 'at', int(now) }
+if #asks > 0 then
+  fields[3], fields[4] = 'period', period
+end
 local function keep(name, b)
   if b then
     fields[#fields + 1] = name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,29 +12,31 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
+from gateway.admission import Ask, Grant
 from gateway.cli import app
 from gateway.export import CannotCorrect, Correction, correction_event
 from gateway.export import correct as book_correction
 from gateway.export._stream import StoredEvent
 from gateway.metering import COST, INPUT, REQUESTS, Ledger, UsageEvent, split_field
 from gateway.store import TenantKeys
-from tests.integration.store.ledgers import T0_MS, event, stream
+from tests.integration.store.ledgers import T0_MS, ManualClock, PatientLedger, event, money, stream, tenant
 
 Mtok = Callable[..., "asyncio.Future[Result]"]
 
 
 @pytest.fixture
-async def ledger(redis: Redis) -> AsyncIterator[Ledger]:
-    async with Ledger(redis) as ledger:
+async def ledger(redis: Redis, tmp_path: Path) -> AsyncIterator[Ledger]:
+    async with PatientLedger(redis, tmp_path / "gateway", now_ms=ManualClock()) as ledger:
         yield ledger
 
 
 @pytest.fixture
-def correct(valkey_url: str) -> Mtok:
+def correct(valkey_url: str, tmp_path: Path) -> Mtok:
     """`mtok correct acme ...`, in a thread."""
 
     def run(*arguments: str) -> Result:
-        return CliRunner().invoke(app, ["correct", "acme", *arguments], env={"MTOK_REDIS_URL": valkey_url})
+        environment = {"MTOK_REDIS_URL": valkey_url, "MTOK_DATA_DIR": str(tmp_path)}
+        return CliRunner().invoke(app, ["correct", "acme", *arguments], env=environment)
 
     return lambda *arguments: asyncio.to_thread(run, *arguments)  # type: ignore[return-value]
 
@@ -69,6 +72,16 @@ async def test_a_credit_is_a_new_event_and_the_sums_follow(ledger: Ledger, redis
     assert (totals[COST], totals[INPUT], totals[REQUESTS]) == (3_800_000, 100, 1)
 
 
+async def test_a_credit_is_money_the_budget_has_again(ledger: Ledger, redis: Redis, correct: Mtok) -> None:
+    """What was spent in the tenant's current period is lowered by it."""
+    grant = await ledger.reserve(tenant(budget_usd="1"), Ask("r1", 0, 6_000_000))
+    assert isinstance(grant, Grant)
+    await ledger.settle(event("r1", cost_nanousd=5_000_000), grant.lease)
+    assert await money(redis) == (5_000_000, 0)
+    assert (await correct("r1", "--cost-usd", "-0.0012", "--reason", "slow")).exit_code == 0
+    assert await money(redis) == (3_800_000, 0)
+
+
 async def test_a_void_takes_back_what_is_left(ledger: Ledger, redis: Redis, correct: Mtok) -> None:
     """Cost and tokens, less what was corrected before; a second time nothing is left."""
     await ledger.record(event("r1", input_tokens=100, output_tokens=7, cost_nanousd=5_000_000))
@@ -85,7 +98,11 @@ async def test_two_corrections_do_not_add_up_to_less_than_nothing(ledger: Ledger
     """One after the other, and at the same time."""
     await ledger.record(event("r1", cost_nanousd=5_000_000))
     wanted = Correction(request="r1", reason="credit", cost_nanousd=-3_000_000)
-    both = (book_correction(redis, "acme", wanted, book=ledger.record, now_ms=T0_MS) for _ in range(2))
+
+    async def book(correction: UsageEvent, period: str) -> None:
+        await ledger.record(correction, period=period)
+
+    both = (book_correction(redis, "acme", wanted, book=book, now_ms=T0_MS) for _ in range(2))
     done = await asyncio.gather(*both, return_exceptions=True)
     assert sorted((type(one) for one in done), key=str) == [CannotCorrect, UsageEvent]
     refused = await correct("r1", "--cost-usd", "-0.003", "--reason", "credit")

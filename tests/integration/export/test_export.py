@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli import app
 from gateway.export import opened
-from gateway.metering import UsageEvent
+from gateway.metering import Ledger, UsageEvent
 from gateway.store import TenantKeys, client
 from tests.integration.store.ledgers import T0_MS, PatientLedger, event
 
@@ -45,7 +45,7 @@ def book(valkey_url: str, tmp_path: Path) -> Callable[[Iterable[UsageEvent]], No
             await redis.flushall()
 
     async def record(events: Iterable[UsageEvent]) -> None:
-        async with client(valkey_url) as redis, PatientLedger(redis, tmp_path / "journal") as ledger:
+        async with client(valkey_url) as redis, Ledger(redis, tmp_path / "journal") as ledger:
             await asyncio.gather(*(ledger.record(one) for one in events))
 
     asyncio.run(empty())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,8 +53,9 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def book(redis: Redis, *events: UsageEvent) -> None:
-    async with Ledger(redis) as ledger:
-        await asyncio.gather(*(ledger.record(one) for one in events))
+    with tempfile.TemporaryDirectory() as journal:
+        async with Ledger(redis, Path(journal)) as ledger:
+            await asyncio.gather(*(ledger.record(one) for one in events))
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:

@@ -91,8 +91,8 @@ class PatientLedger(Ledger):
         await super().settle(event, lease)
         await booked(self)
 
-    async def record(self, event: UsageEvent) -> None:
-        await super().record(event)
+    async def record(self, event: UsageEvent, *, period: str = "") -> None:
+        await super().record(event, period=period)
         await booked(self)
 
 
