@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,7 +20,7 @@ from gateway.errors import Refusal
 from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, settings
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
-    from gateway.export import Exported, Position, Span
+    from gateway.export import Exported, Format, Position, Span
 
 ALL = "all"
 
@@ -31,6 +32,7 @@ class ExportFormat(StrEnum):
     parquet = "parquet"
     jsonl = "jsonl"
     cloudevents = "cloudevents"
+    focus = "focus"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -52,11 +54,15 @@ def export_(  # noqa: PLR0917 - options have names on the command line
         str | None, typer.Option(help="Only what ended from then on: 24h (ago), Unix seconds or RFC 3339.")
     ] = None,
     end: Annotated[str | None, typer.Option(help="Only what ended before then; written as --start.")] = None,
+    policies: Annotated[
+        Path | None, typer.Option(help="For focus: policies whose price ratios split costs.", metavar="DIR")
+    ] = None,
 ) -> None:
-    """Export usage events, one row or object each, corrections and refused requests included.
+    """Export usage events, one row or object each, corrections and refused requests included; or FOCUS cost rows.
 
     With --cursor and --output the files of all runs together hold each event exactly once, even if runs are killed. To
-    standard output an event comes again when a run did not end well. Amounts are US dollars, exact.
+    standard output an event comes again when a run did not end well. Amounts are US dollars, exact. focus is one row
+    per hour, tenant, model, key, tags and kind of token; it needs --start.
 
     Example: mtok usage export --format csv --cursor usage.cursor --output "usage-$(date -u +%FT%H%M).csv"
     """
@@ -72,7 +78,12 @@ def export_(  # noqa: PLR0917 - options have names on the command line
     span = _span(start, end)
     tenants = None if tenant == ALL else [tenant]
     try:
-        exported = _run(format_, tenants, output=output, cursor=cursor, after=after, span=span)
+        if format_ == "focus":
+            if span is None:
+                fail("focus needs --start: its rows are whole hours, and an hour may still grow", MISUSED)
+            _say(f"{_run_focus(tenants, output, span, policies)} rows")
+            return
+        exported = _run(cast("Format", format_.value), tenants, output=output, cursor=cursor, after=after, span=span)
     except (CursorError, FormatUnavailable) as error:
         fail(str(error), MISUSED)
     except StoreUnavailable:
@@ -82,8 +93,34 @@ def export_(  # noqa: PLR0917 - options have names on the command line
     _tell(exported, resumable=cursor is None and span is None)
 
 
+def _run_focus(tenants: list[str] | None, output: Path | None, span: Span, policies: Path | None) -> int:
+    from gateway.export import Ratios, export_focus, output_file, publish
+    from gateway.policy import PolicyError, PriceSpec, load
+    from gateway.store import connect
+
+    def of(price: PriceSpec) -> Ratios:
+        return Ratios(price.input_ratio, price.cached_ratio)
+
+    try:
+        models = load(policies).models.values() if policies is not None else ()
+    except PolicyError as error:
+        fail(f"the policies cannot be used:\n{error}", MISUSED)
+    ratios = {model.name: of(model.price) for model in models if model.price is not None}
+    usual = of(PriceSpec(output_usd_per_mtok=Decimal(1)))
+
+    async def run() -> int:
+        async with connect(settings()) as redis:
+            with output_file(output) as file:
+                return await export_focus(redis, file, tenants=tenants, span=span, ratios=ratios, usual=usual)
+
+    count = asyncio.run(run())
+    if output is not None:
+        publish(output)
+    return count
+
+
 def _run(
-    format_: ExportFormat,
+    format_: Format,
     tenants: list[str] | None,
     *,
     output: Path | None,
@@ -97,7 +134,7 @@ def _run(
     async def run(positions: Mapping[str, Position]) -> Exported:
         async with connect(settings()) as redis:
             with output_file(output) as file:
-                return await export(redis, file, format_=format_.value, tenants=tenants, positions=positions, span=span)
+                return await export(redis, file, format_=format_, tenants=tenants, positions=positions, span=span)
 
     with ExitStack() as stack:
         kept = stack.enter_context(opened(cursor)) if cursor is not None else None

@@ -3,12 +3,14 @@
 from ._corrections import CannotCorrect, Correction, correct, correction_event
 from ._cursor import CursorError, CursorFile, Position, opened, parse_after, publish, shown_after
 from ._export import Exported, Span, export, output_file
+from ._focus import FOCUS_COLUMNS, Ratios, export_focus, focus_rows, split_cost
 from ._formats import FORMATS, Format, FormatUnavailable, Writer, writer
 from ._rows import COLUMNS
 from ._sink import Sink, SinkSettings
 
 __all__ = [
     "COLUMNS",
+    "FOCUS_COLUMNS",
     "FORMATS",
     "CannotCorrect",
     "Correction",
@@ -18,6 +20,7 @@ __all__ = [
     "Format",
     "FormatUnavailable",
     "Position",
+    "Ratios",
     "Sink",
     "SinkSettings",
     "Span",
@@ -25,10 +28,13 @@ __all__ = [
     "correct",
     "correction_event",
     "export",
+    "export_focus",
+    "focus_rows",
     "opened",
     "output_file",
     "parse_after",
     "publish",
     "shown_after",
+    "split_cost",
     "writer",
 ]

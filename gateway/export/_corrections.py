@@ -52,7 +52,7 @@ def correction_event(events: Sequence[StoredEvent], wanted: Correction, *, now_m
         raise CannotCorrect(
             f"the id {wanted.request} is of {len(originals)} events; say which: --entry one of {entries}"
         )
-    tenant, entry, event = chosen[0]
+    tenant, entry, event, _ = chosen[0]
     if event.status == "correction":
         raise CannotCorrect(f"{wanted.request} is a correction itself; correct the request it corrects")
     corrects = event.id if entry == originals[0].entry else f"{event.id}@{entry}"

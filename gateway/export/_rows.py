@@ -68,9 +68,10 @@ _OF_EVENT: Final = tuple(name for name in COLUMNS if name in UsageEvent.__struct
 
 
 def event_id(stored: StoredEvent) -> str:
-    """`<tenant>/<entry of the tenant's stream>`: what consumers recognise a repeated event by. Not the request's id:
-    a client may choose that, and choose it twice."""
-    return f"{stored.tenant}/{stored.entry}"
+    """`<tenant>/<journal>:<number>`: what consumers recognise a repeated event by. Not the request's id, which a client
+    may choose twice, and not the stream's entry, which is another when Redis lost the event and is sent it again; only
+    an entry without an origin is known by its own id."""
+    return f"{stored.tenant}/{stored.origin or stored.entry}"
 
 
 def row_of(stored: StoredEvent) -> UsageRow:

@@ -29,11 +29,13 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 class StoredEvent(NamedTuple):
-    """An event where it is kept: `entry` is its id in the tenant's stream, such as `1790000000000-0`."""
+    """An event where it is kept: `entry` is its id in the tenant's stream, such as `1790000000000-0`. `origin` is the
+    journal it came from and its number there, which stay when it has to be sent to Redis again."""
 
     tenant: str
     entry: str
     event: UsageEvent
+    origin: str = ""
 
 
 class StreamEnd(NamedTuple):
@@ -127,6 +129,6 @@ def stored_event(tenant: str, entry: bytes, fields: dict[bytes, bytes]) -> Store
         ValueError: it is not a usage event.
     """
     try:
-        return StoredEvent(tenant, entry.decode(), _decode(fields[b"event"]))
+        return StoredEvent(tenant, entry.decode(), _decode(fields[b"event"]), fields.get(b"from", b"").decode())
     except (KeyError, msgspec.DecodeError) as error:
         raise ValueError(f"entry {entry.decode()} of {tenant}'s events cannot be read: {error}") from error

@@ -46,7 +46,7 @@ events = st.builds(
     tags=st.dictionaries(TEXT, TEXT, max_size=3),
     reason=TEXT,
 )
-stored = st.builds(StoredEvent, st.just("acme"), st.just("1790000000000-3"), events)
+stored = st.builds(StoredEvent, st.just("acme"), st.just("1790000000000-3"), events, st.just("w1:7"))
 
 
 def written(format_: Format, *pieces: list[StoredEvent]) -> IO[bytes]:
@@ -71,7 +71,7 @@ def test_csv_gives_every_value_back(rows: list[StoredEvent]) -> None:
     text = written("csv", rows).read().decode()
     lines = list(csv.DictReader(io.StringIO(text, newline="")))
     assert len(lines) == len(rows)
-    for line, (_, _, event) in zip(lines, rows, strict=True):
+    for line, (_, _, event, _) in zip(lines, rows, strict=True):
         assert tuple(line) == COLUMNS
         for name in ("id", "status", "code", "endpoint", "model", "key", "user", "reason"):
             assert unguarded(line[name]) == getattr(event, name)
@@ -81,7 +81,7 @@ def test_csv_gives_every_value_back(rows: list[StoredEvent]) -> None:
         assert json.loads(line["tags"]) == event.tags
         assert json.loads(line["estimated"]) is event.estimated
         assert msgspec.json.decode(line["failed_attempts"], type=tuple[FailedAttempt, ...]) == event.failed_attempts
-        assert line["event_id"] == "acme/1790000000000-3"
+        assert line["event_id"] == "acme/w1:7"
 
 
 @given(TEXT)
@@ -100,7 +100,7 @@ def test_parquet_is_typed(rows: list[StoredEvent]) -> None:
     assert tuple(table.column_names) == COLUMNS
     assert str(table.schema.field("input_tokens").type) == "int64"
     assert str(table.schema.field("cost_usd").type) == "decimal128(38, 9)"
-    first, (_, _, event) = table.to_pylist()[0], rows[0]
+    first, (_, _, event, _) = table.to_pylist()[0], rows[0]
     assert first["cost_usd"].scaleb(9) == first["cost_nanousd"] == event.cost_nanousd
     assert dict(first["tags"]) == event.tags
     assert (first["user"], first["output_tokens"]) == (event.user, event.usage.output_tokens)
@@ -117,7 +117,7 @@ def test_json_lines_are_the_columns(rows: list[StoredEvent]) -> None:
     assert tuple(plain[0]) == COLUMNS
     assert clouds[0] | {"data": None} == {
         "specversion": "1.0",
-        "id": "acme/1790000000000-3",
+        "id": "acme/w1:7",
         "source": "mtok",
         "type": "com.mtok.usage.v2",
         "subject": "acme",
