@@ -21,6 +21,8 @@ from gateway.policy import SinkFormat, SinkSpec
 from gateway.store import SINK_PARKED, TenantKeys
 from gateway.telemetry import Metrics
 from tests.integration.export.sinks import HANG, HANG_UP, Event, FakeSink, listening
+from tests.integration.gateway.engine import Engine, running
+from tests.integration.gateway.serving import policies, serve
 from tests.integration.store.ledgers import event
 
 QUICK = SinkSettings(
@@ -206,3 +208,15 @@ async def test_lago_takes_its_own_form_and_its_duplicates_count_as_delivered(red
     assert taken["precise_total_amount_cents"] == "12.3456789"
     assert taken["timestamp"] == "1790000000.000"
     assert json.dumps(taken["properties"]["cost_usd"]) == '"0.123456789"'
+
+
+async def test_a_gateway_pushes_what_it_books(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
+    """With a sink in the policies and its token in the settings, a request's event arrives by itself."""
+    engine = Engine()
+    async with listening(FakeSink()) as sink, running(engine):
+        document = policies(engine) | {"ledger": {"sink": {"url": sink.url}}}
+        async with serve(document, tmp_path / "policies", redis, valkey_url, sink_token="om_1") as served:
+            refused = await served.post({"model": "nope", "messages": []})
+            await until(lambda: bool(sink.received))
+    assert sink.requests() == [refused.headers["x-request-id"]]
+    assert sink.headers[0]["authorization"] == "Bearer om_1"
