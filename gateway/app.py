@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.routing import Route, Router
 
+from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
 from gateway.endpoints import Page, Pages, Relayed, unknown
 from gateway.export import Sink
-from gateway.fleet import Fleet
+from gateway.fleet import Fleet, Scraper
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger, LedgerSettings
 from gateway.policy import Policies
@@ -28,6 +29,7 @@ from gateway.wire import Endpoint
 log = logging.getLogger(__name__)
 
 METRICS_FLUSH_S = 1.0
+DAY_S = 86_400
 
 
 class Gateway:
@@ -86,6 +88,17 @@ class Gateway:
                 )
             )
             fleet = await stack.enter_async_context(Fleet(policies.models.values()))
+            await stack.enter_async_context(
+                Scraper(fleet.replicas, redis, now_ms=clock.now_ms, kept_s=policies.ledger.keep_minutes_days * DAY_S)
+            )
+            watch = Watch(
+                redis,
+                tenants=policies.tenants,
+                prices=policies.prices,
+                now_ms=clock.now_ms,
+                show=lambda audit: _show(metrics, audit),
+            )
+            await stack.enter_async_context(watch)
             lifecycle = self._lifecycle = Lifecycle(
                 policies=policies,
                 prices=policies.prices,
@@ -139,6 +152,19 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger) -> None:
     metrics.replayed.set(booked.replayed)
     metrics.given_up.set(booked.given_up)
     metrics.journal_failing.set(bool(booked.journal_failure))
+
+
+def _show(metrics: Metrics, audit: Audit | None) -> None:
+    """Sets the gauges of reconciliation; those of an audit that another worker has taken over are cleared."""
+    metrics.reconciled_until.set(0 if audit is None else audit.settled_ms / 1000)
+    metrics.reconciled.clear()
+    metrics.reconciled_requests.clear()
+    for name, verdict in ({} if audit is None else audit.replicas).items():
+        for direction in DIRECTIONS:
+            for kind, tokens in verdict.totals(direction).items():
+                metrics.reconciled.labels(name, direction, kind).set(tokens)
+        metrics.reconciled_requests.labels(name, "not_ours").set(sum(row.requests_not_ours for row in verdict.spans))
+        metrics.reconciled_requests.labels(name, "lost").set(sum(row.requests_lost for row in verdict.spans))
 
 
 async def _flush(metrics: Metrics) -> None:

@@ -154,7 +154,7 @@ async def open_answer(replica: Replica, head: bytes, body: bytes, watch: ClientW
     try:
         connection = replica.take_idle() or await replica.connect()
         watch.guard(connection)
-        connection.send(head, body)
+        replica.send(connection, head, body)
         return Answer(replica, connection, await connection.read())
     except BaseException:
         replica.in_flight -= 1

@@ -1,7 +1,18 @@
-"""Replicas: upstream connections, health, what context they serve, and control-plane calls to them."""
+"""Replicas: upstream connections, health, what context they serve, control-plane calls to them, their own counters."""
 
 from ._connection import Connection, Interrupted, UpstreamLost
 from ._fleet import Fleet, ModelFleet
 from ._replica import ConnectFailed, Replica
+from ._scraper import SILENT_MS, Scraper
 
-__all__ = ["ConnectFailed", "Connection", "Fleet", "Interrupted", "ModelFleet", "Replica", "UpstreamLost"]
+__all__ = [
+    "SILENT_MS",
+    "ConnectFailed",
+    "Connection",
+    "Fleet",
+    "Interrupted",
+    "ModelFleet",
+    "Replica",
+    "Scraper",
+    "UpstreamLost",
+]

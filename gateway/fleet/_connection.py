@@ -28,8 +28,8 @@ class Interrupted(Exception):
 class Connection(asyncio.Protocol):
     """Call `send`, then `read` or `push` until `drained`. Not for concurrent use.
 
-    `lost` tells whether the connection can carry another exchange. Reads raise `UpstreamLost` when the replica ends
-    early and `Interrupted` after `interrupt()`.
+    `lost` tells whether the connection can carry another exchange, `began_at` when the last one was sent. Reads raise
+    `UpstreamLost` when the replica ends early and `Interrupted` after `interrupt()`.
     """
 
     __slots__ = (
@@ -46,6 +46,7 @@ class Connection(asyncio.Protocol):
         "_until_close",
         "_waiter",
         "active_at",
+        "began_at",
         "complete",
         "headers",
         "lost",
@@ -59,7 +60,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.lost = False
-        self.active_at = loop.time()
+        self.active_at = self.began_at = loop.time()
         self._begin()
 
     def _begin(self) -> None:
@@ -80,7 +81,7 @@ class Connection(asyncio.Protocol):
         """Starts an exchange. `head` ends with the empty line."""
         assert self._transport is not None
         self._begin()
-        self.active_at = self._loop.time()
+        self.active_at = self.began_at = self._loop.time()
         if len(body) <= HIGH_WATER_BYTES:
             self._transport.write(head + body)
         else:

@@ -6,11 +6,15 @@ import asyncio
 import ssl
 from urllib.parse import urlsplit
 
+from gateway.wire import Endpoint
+
 from ._connection import Connection
 
 CONNECT_TIMEOUT_S = 3.0
 IDLE_TTL_S = 4.0
 """uvicorn, which serves vLLM, closes connections idle for 5 s: ours are given up earlier, so that none dies in use."""
+
+_COMPUTES = tuple(b"POST %b " % endpoint.path.encode() for endpoint in Endpoint if endpoint.computes)
 
 
 class ConnectFailed(Exception):
@@ -20,8 +24,8 @@ class ConnectFailed(Exception):
 class Replica:
     """A pool of connections to one engine, and what is known about it.
 
-    `in_flight` counts this worker's own requests there. `healthy` is the last word of the prober or of a failed
-    connect; a new replica is not healthy until it has answered once.
+    `in_flight` counts this worker's own requests there, `requests_sent` those for GPU time that it ever sent. `healthy`
+    is the last word of the prober or of a failed connect; a new replica is not healthy until it has answered once.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,6 +38,7 @@ class Replica:
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.name = f"{self.host}:{self.port}"
         self.in_flight = 0
+        self.requests_sent = 0
         self.healthy = False
         self.probes_missed = 0
         self.context_tokens: int | None = None
@@ -48,6 +53,16 @@ class Replica:
             b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\naccept: */*\r\n"
             b"x-request-id: %b\r\ncontent-length: %d\r\n%b\r\n"
         ) % (path.encode(), self._host_header, request_id, length, extra)
+
+    def send(self, connection: Connection, head: bytes, body: bytes) -> None:
+        """Starts an exchange on one of this replica's connections."""
+        connection.send(head, body)
+        self.requests_sent += head.startswith(_COMPUTES)
+
+    def oldest_exchange_s(self) -> float | None:
+        """How long ago the oldest exchange that still runs was sent, in seconds; None when none runs."""
+        began_at = min((connection.began_at for connection in self._busy), default=None)
+        return None if began_at is None else self._loop.time() - began_at
 
     def take_idle(self) -> Connection | None:
         """A connection kept alive and still good, or None: then `connect`."""

@@ -53,14 +53,19 @@ class Price:
         output = terms.output_usd_per_mtok
         input_ = _EXACT.multiply(output, terms.input_ratio)
         cached = _EXACT.multiply(output, terms.cached_ratio)
-        prices = (output, input_, cached)
+        return cls.in_usd(epoch=epoch, output=output, input=input_, cached=cached)
+
+    @classmethod
+    def in_usd(cls, *, epoch: str, output: Decimal, input: Decimal, cached: Decimal) -> Price:  # noqa: A002
+        """The price of these dollars per million tokens."""
+        prices = (output, input, cached)
         assert all(price >= 0 for price in prices), "policies refuse negative prices"
         places = max(max(0, -_exponent(price)) for price in prices)
         numerators = [int(_EXACT.scaleb(price, places)) * NANOUSD_PER_TOKEN_AT_1_USD_PER_MTOK for price in prices]
         return cls(
             epoch=epoch,
             output_usd_per_mtok=output,
-            input_usd_per_mtok=input_,
+            input_usd_per_mtok=input,
             cached_usd_per_mtok=cached,
             _output=numerators[0],
             _input=numerators[1],

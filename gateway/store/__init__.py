@@ -24,17 +24,32 @@ from ._connect import StoreSettings, client, connect
 from ._durable import durable
 from ._embedded import embedded
 from ._errors import EmbeddedStoreFailed, StoreUnavailable
-from ._keys import BUCKET_SECONDS, SINK_LEASE, SINK_PARKED, BucketSize, TenantKeys
+from ._keys import (
+    AUDIT_LEASE,
+    BUCKET_SECONDS,
+    PRICE_BOOK,
+    REPLICAS,
+    SINK_LEASE,
+    SINK_PARKED,
+    TENANTS,
+    BucketSize,
+    ReplicaKeys,
+    TenantKeys,
+)
 from ._scripts import Script, load_script
 
 __all__ = [
+    "AUDIT_LEASE",
     "BUCKET_SECONDS",
     "CALL_MAX",
     "DIMENSIONS",
     "EXACT_MAX",
     "PER_MINUTE_MAX",
+    "PRICE_BOOK",
+    "REPLICAS",
     "SINK_LEASE",
     "SINK_PARKED",
+    "TENANTS",
     "AccountLimits",
     "AccountReply",
     "Booking",
@@ -44,6 +59,7 @@ __all__ = [
     "Coalescer",
     "EmbeddedStoreFailed",
     "Release",
+    "ReplicaKeys",
     "Script",
     "Settlement",
     "StoreSettings",

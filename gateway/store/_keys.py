@@ -55,3 +55,40 @@ class TenantKeys:
         """Sums of the bucket that starts at `start_s` (Unix seconds, a multiple of its size)."""
         assert start_s % BUCKET_SECONDS[size] == 0, "buckets start at multiples of their size"
         return f"{self._usage}{size}:{start_s}"
+
+
+class ReplicaKeys:
+    """The names of what is known of one replica, which all gateways share. The hash tag cannot be a tenant's: a
+    tenant's name holds no colon.
+
+    lease   string  who reads the replica's counters now
+    last    hash    the last reading of its counters, and when
+    sent    hash    per gateway worker: requests it has sent there, and since when its oldest one runs
+    engine  hash    what the counters added in one minute (see scripts/engine.lua)
+    """
+
+    __slots__ = ("_engine", "last", "lease", "sent")
+
+    def __init__(self, replica: str) -> None:
+        assert replica, "a replica has a name"
+        assert "}" not in replica, "braces would change the hash tag"
+        prefix = f"mtok:{{replica:{replica}}}:"
+        self.lease = prefix + "lease"
+        self.last = prefix + "last"
+        self.sent = prefix + "sent"
+        self._engine = prefix + "engine:"
+
+    def engine(self, minute_s: int) -> str:
+        """What the minute that starts at `minute_s` added."""
+        assert minute_s % BUCKET_SECONDS["1m"] == 0
+        return f"{self._engine}{minute_s}"
+
+
+REPLICAS: Final = "mtok:replicas"
+"""Set: every replica whose counters have been read."""
+TENANTS: Final = "mtok:tenants"
+"""Set: every tenant that policies have named."""
+PRICE_BOOK: Final = "mtok:prices"
+"""Hash: field "<epoch>|<model>", the prices as JSON. Written once each, never changed."""
+AUDIT_LEASE: Final = "mtok:audit:lease"
+"""String: which worker holds the ledger against the engines' counters."""

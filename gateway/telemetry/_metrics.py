@@ -175,6 +175,26 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.reconciled = Gauge(
+            "mtok_reconciled_tokens",
+            "What became of the tokens an engine counted in the last audited minutes; unexplained should be 0.",
+            ("replica", "direction", "kind"),
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self.reconciled_requests = Gauge(
+            "mtok_reconciled_requests",
+            "Requests of the last audited minutes that were sent and have no event (lost), or came from elsewhere.",
+            ("replica", "kind"),
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self.reconciled_until = Gauge(
+            "mtok_reconciled_until_seconds",
+            "Unix time up to which the ledger was held against the engines' counters; 0: by another worker.",
+            registry=registry,
+            multiprocess_mode="max",
+        )
         self.running = 0
         """Requests being relayed, as a plain number."""
         self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}

@@ -1,7 +1,7 @@
 """An engine that says exactly the bytes a test gives it, and remembers what it was asked and when it was left.
 
 A `Script` is one answer: a coroutine that gets the conversation and the request. Without a script the engine answers
-like a healthy vLLM does: `/health`, `/v1/models`, `/tokenize`.
+like a healthy vLLM does: `/health`, `/v1/models`, `/tokenize`, but without counters.
 """
 
 from __future__ import annotations
@@ -182,6 +182,8 @@ class Engine:
         elif request.path == "/v1/models":
             card = {"id": "tiny", "object": "model", "max_model_len": self.context_tokens}
             await as_json({"object": "list", "data": [card]})(talk, request)
+        elif request.path == "/metrics":
+            await as_json({"detail": "Not Found"}, status=404)(talk, request)
         elif request.path in ("/tokenize", "/v1/messages/count_tokens") and request.headers.get(
             "user-agent", ""
         ).startswith("python-httpx"):

@@ -37,7 +37,7 @@ def mtok(*arguments: str, **environ: str) -> Result:
 def test_the_commands_are_these() -> None:
     """The names people put into scripts; `mtok` alone shows them."""
     listed = re.findall(r"^  ([a-z]+) ", mtok("--help").stdout.split("Commands:")[1].split("Environment")[0], re.M)
-    assert sorted(listed) == ["correct", "demo", "keys", "policy", "price", "serve", "simulate", "usage"]
+    assert sorted(listed) == ["audit", "correct", "demo", "keys", "policy", "price", "serve", "simulate", "usage"]
     assert "Commands:" in mtok().output
 
 

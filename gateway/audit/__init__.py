@@ -1,0 +1,25 @@
+"""Is the ledger right? Its events held against the engines' own counters, its costs against the price book, its sums
+against its events.
+"""
+
+from ._prices import PriceBook, read_prices, write_prices
+from ._reconcile import DIRECTIONS, Gap, Interval, Reconciliation, Row, Tokens, Verdict, Work
+from ._span import Audit, audit
+from ._watch import Watch
+
+__all__ = [
+    "DIRECTIONS",
+    "Audit",
+    "Gap",
+    "Interval",
+    "PriceBook",
+    "Reconciliation",
+    "Row",
+    "Tokens",
+    "Verdict",
+    "Watch",
+    "Work",
+    "audit",
+    "read_prices",
+    "write_prices",
+]

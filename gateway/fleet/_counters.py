@@ -1,0 +1,134 @@
+"""An engine's own counters, read off its Prometheus page, and what they have added since they were last read. Pure.
+
+vLLM's page is 50 to 65 kB of histograms, of which a dozen lines are needed: finding those takes 0.4 ms,
+prometheus_client's parser 33 ms for the whole page (measured beside other work).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from gateway.wire import Endpoint
+
+_STARTED = b"process_start_time_seconds"
+_HTTP = b"http_requests_total"
+_COUNTERS: Final = {
+    b"vllm:prompt_tokens_total": "prompt",
+    b"vllm:prompt_tokens_cached_total": "cached",
+    b"vllm:generation_tokens_total": "generation",
+}
+_RUNNING: Final = (b"vllm:num_requests_running", b"vllm:num_requests_waiting")
+_NAMES: Final = (*_COUNTERS, *_RUNNING, b"vllm:request_success_total", _HTTP, _STARTED)
+_HANDLER = re.compile(rb'handler="([^"]*)"')
+_REASON = re.compile(rb'finished_reason="([a-z_]+)"')
+_HANDLERS: Final = frozenset(endpoint.path.encode() for endpoint in Endpoint if endpoint.computes)
+_REQUESTS: Final = "requests"
+_FINISHED_PREFIX: Final = "finished:"
+
+
+class NoCounters(Exception):
+    """The page is not an engine's: it has no token counters, or something else where a number belongs."""
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """The counters once. They were read somewhere between `asked_ms` and `answered_ms` (Unix); `started_ms` is when the
+    engine's process began, None where it does not say.
+
+    `counters`: `prompt`, `cached` and `generation` tokens, `requests` (HTTP requests for GPU time that have ended,
+    aborted and refused ones included) and `finished:<reason>` (sequences). `running` sequences had not ended. Of
+    several engines behind one server (data-parallel ranks) the sums.
+    """
+
+    asked_ms: int
+    answered_ms: int
+    started_ms: int | None
+    running: int = 0
+    counters: dict[str, int]
+
+
+class Advance(msgspec.Struct, frozen=True, kw_only=True):
+    """What one reading adds. `epoch` names the engine's process (by when it began, Unix ms); `opened` and `closed` are
+    the earliest and the latest moment at which the increments begin and end. `is_first`: the epoch begins here, and
+    what its predecessor did between the last reading and its end nobody knows.
+    """
+
+    epoch: int
+    opened: tuple[int, int]
+    closed: tuple[int, int]
+    increments: dict[str, int]
+    is_first: bool = False
+
+
+def read_counters(page: bytes, *, asked_ms: int, answered_ms: int) -> Reading:
+    """Reads a `/metrics` page. Raises `NoCounters`."""
+    counters: dict[str, int] = {}
+    started_ms = None
+    running = 0
+    try:
+        for name, labels, value in _samples(page):
+            if name == _STARTED:
+                started_ms = round(float(value) * 1000)
+                continue
+            if name in _RUNNING:
+                running += int(float(value))
+                continue
+            metric = _COUNTERS.get(name) or _request_metric(name, labels)
+            if metric is not None:
+                counters[metric] = counters.get(metric, 0) + int(float(value))
+    except (ValueError, OverflowError) as error:
+        raise NoCounters(f"a counter is not a number: {error}") from error
+    if "prompt" not in counters or "generation" not in counters:
+        raise NoCounters("there are no vllm:prompt_tokens_total and vllm:generation_tokens_total")
+    return Reading(
+        asked_ms=asked_ms, answered_ms=answered_ms, started_ms=started_ms, running=running, counters=counters
+    )
+
+
+def advance(last: tuple[int, Reading] | None, now: Reading) -> Advance:
+    """What `now` adds to the epoch and reading before it.
+
+    The first reading of all adds nothing: what the engine did before is not ours to explain. Counters of a process that
+    began since, or that fell, count from 0; its epoch begins when the process did, or now where that is not known.
+    """
+    read = (now.asked_ms, now.answered_ms)
+    if last is None:
+        epoch = now.answered_ms if now.started_ms is None else now.started_ms
+        return Advance(epoch=epoch, opened=read, closed=read, increments={}, is_first=True)
+    epoch, before = last
+    fell = any(now.counters.get(metric, 0) < count for metric, count in before.counters.items())
+    if now.started_ms == before.started_ms and not fell:
+        increments = {metric: count - before.counters.get(metric, 0) for metric, count in now.counters.items()}
+        opened = (before.asked_ms, before.answered_ms)
+        return Advance(epoch=epoch, opened=opened, closed=read, increments=increments)
+    if now.started_ms is None or now.started_ms == before.started_ms:
+        return Advance(epoch=now.answered_ms, opened=read, closed=read, increments={}, is_first=True)
+    began_ms = min(max(now.started_ms, before.answered_ms), now.answered_ms)
+    return Advance(
+        epoch=now.started_ms, opened=(began_ms, began_ms), closed=read, increments=dict(now.counters), is_first=True
+    )
+
+
+def _samples(page: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Name, labels and value of the lines needed."""
+    page = b"\n" + page
+    for name in _NAMES:
+        start = page.find(b"\n" + name)
+        while start >= 0:
+            line = page[start + 1 : page.find(b"\n", start + 1) % (len(page) + 1)]
+            sample, _, value = line.rstrip().rpartition(b" ")
+            found, _, labels = sample.partition(b"{")
+            if found == name:
+                yield name, labels, value
+            start = page.find(b"\n" + name, start + 1)
+
+
+def _request_metric(name: bytes, labels: bytes) -> str | None:
+    if name == _HTTP:
+        handler = _HANDLER.search(labels)
+        return _REQUESTS if handler is not None and handler[1] in _HANDLERS else None
+    reason = _REASON.search(labels)
+    return _FINISHED_PREFIX + reason[1].decode() if reason is not None else None
