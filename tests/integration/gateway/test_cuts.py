@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
 
 from gateway import exchange, relay
-from gateway.store import TenantKeys
+from gateway.metering._journal import Journal
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import (
     Conversation,
@@ -435,34 +436,41 @@ async def test_the_drain_deadline(engine: Engine, start: Start) -> None:
 
 
 @pytest.mark.parametrize("name", ["chat", "stream_cont"])
-async def test_no_answer_ends_before_it_is_booked(engine: Engine, start: Start, name: str) -> None:
-    """The last bytes wait for the ledger: while Redis takes no writes no answer ends; then its event is there."""
+async def test_no_answer_ends_before_it_is_booked(
+    engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The last bytes wait for the disk: while the journal takes no records no answer ends; then its event is there."""
     said = recording(name)
     pause_s = 0.4
-    asked = asyncio.Event()
+    writable = threading.Event()
+    on_disk: list[Any] = []
+    commit = Journal._commit
 
-    async def script(talk: Conversation, request: Received) -> None:
-        asked.set()
-        await paused.wait()
-        await said.script()(talk, request)
+    def when_writable(self: Journal, work: Any) -> Any:
+        if work.records:
+            writable.wait(10)
+        committed = commit(self, work)
+        on_disk.extend(committed)
+        return committed
 
-    paused = asyncio.Event()
-    engine.script = script
+    monkeypatch.setattr(Journal, "_commit", when_writable)
+    engine.script = said.script()
     served = await start(engine)
     async with served.connect() as client:
         client.post(CHAT, STREAMED if said.is_stream else ASKED, key=served.key)
-        await asked.wait()
-        await served.redis.client_pause(int(pause_s * 1000), all=False)
-        began_s = asyncio.get_running_loop().time()
-        paused.set()
+        await eventually(lambda: engine.received)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        loop.call_later(pause_s, writable.set)
         await client.head()
         last = b""
         while not last.endswith(DONE if said.is_stream else b"}"):
             async with asyncio.timeout(10):
                 last += await client.reader.read(65536)
             last = last.removesuffix(b"\r\n0\r\n\r\n").removesuffix(b"\r\n")
-        assert asyncio.get_running_loop().time() - began_s > pause_s * 0.9
-        assert await served.redis.xlen(TenantKeys("acme").events) == 1
+        assert loop.time() - began_s > pause_s * 0.9
+        assert len(on_disk) == 1
+    assert (await served.event())["status"] == "ok"
 
 
 async def test_every_event_is_sent_on_before_the_next_has_come(engine: Engine, start: Start) -> None:
