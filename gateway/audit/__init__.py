@@ -3,6 +3,7 @@ against its events.
 """
 
 from ._prices import PriceBook, read_prices, write_prices
+from ._recompute import Difference, Recomputed, recompute
 from ._reconcile import DIRECTIONS, Gap, Interval, Reconciliation, Row, Tokens, Verdict, Work
 from ._span import Audit, audit
 from ._watch import Watch
@@ -10,9 +11,11 @@ from ._watch import Watch
 __all__ = [
     "DIRECTIONS",
     "Audit",
+    "Difference",
     "Gap",
     "Interval",
     "PriceBook",
+    "Recomputed",
     "Reconciliation",
     "Row",
     "Tokens",
@@ -21,5 +24,6 @@ __all__ = [
     "Work",
     "audit",
     "read_prices",
+    "recompute",
     "write_prices",
 ]

@@ -32,10 +32,12 @@ async def remember_tenants(redis: Redis, names: Sequence[str]) -> None:
 
 
 async def events(
-    redis: Redis, tenant: str, kind: type[_Event], *, booked_from_ms: int, booked_to_ms: int | None = None
-) -> AsyncIterator[_Event]:
-    """The tenant's events by when they were booked, which is after they ended; each read as `kind`, a part of
-    `UsageEvent`. Raises `StoreUnavailable`.
+    redis: Redis, tenant: str, kind: type[_Event], *, booked_from_ms: int = 0, booked_to_ms: int | None = None
+) -> AsyncIterator[tuple[int, list[_Event]]]:
+    """The tenant's events by when they were booked, which is after they ended: pieces of at most `CHUNK`, each with
+    the moment at which its last one was booked. Each event is read as `kind`, `UsageEvent` or a part of it.
+
+    Raises `StoreUnavailable`.
     """
     decode = msgspec.json.Decoder(kind).decode
     stream = TenantKeys(tenant).events
@@ -48,8 +50,8 @@ async def events(
             )
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
-        for _, fields in entries:
-            yield decode(fields[b"event"])
+        if entries:
+            yield int(entries[-1][0].partition(b"-")[0]), [decode(fields[b"event"]) for _, fields in entries]
         if len(entries) < CHUNK:
             return
         start = f"({entries[-1][0].decode()}"

@@ -95,8 +95,8 @@ async def audit(redis: Redis, *, start_s: int, end_s: int, now_ms: int, replicas
                 booked_from_ms=min(edges) - SKEW_MS,
                 booked_to_ms=max(edges) + LATE_MS,
             )
-            async for event in read:
-                for replica, work in _works(event):
+            async for _, piece in read:
+                for replica, work in (part for event in piece for part in _works(event)):
                     if (reconciliation := reconciliations.get(replica)) is not None:
                         reconciliation.add(work)
     return Audit(

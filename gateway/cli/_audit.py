@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -17,7 +17,11 @@ from gateway.errors import Refusal
 from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, settings, table
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
+    from redis.asyncio import Redis
+
     from gateway.audit import Audit, Row, Tokens, Verdict
+
+_Found = TypeVar("_Found")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,6 +37,9 @@ def audit(
     replica: Annotated[
         list[str] | None, typer.Option(help="Only this replica, HOST:PORT; may be given again.", metavar="NAME")
     ] = None,
+    recomputed: Annotated[
+        bool, typer.Option("--recompute", help="Compute every cost and sum again instead, from events and price book.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with everything that is known.")] = False,
 ) -> None:
     """Hold the ledger against the engines' own counters, replica by replica and minute by minute.
@@ -41,12 +48,20 @@ def audit(
     attempt, not ours (it did not come through the gateway), in flight at an edge, or unexplained. What happened while
     requests still run is left to the next audit. Times are UTC.
 
+    With --recompute every event's cost is computed again from its usage and the price book, and the sums and budgets
+    from the events: all must agree to the nano-dollar.
+
     Exit codes: 0 all is explained, 1 something is not, 2 asked wrongly.
 
     Example: mtok audit --start 24h --replica 10.0.0.7:8000
     """
     now_s = int(time.time())
     start_s, end_s = _span(start, end, now_s)
+    if recomputed:
+        if replica:
+            fail("--recompute is of all tenants, whatever replica served them; leave --replica out", MISUSED)
+        _recompute(start_s, end_s, now_s, as_json=as_json)
+        return
     found = _audited(start_s, end_s, replica or None)
     typer.echo(_json(found) if as_json else _shown(found))
     if found.unexplained:
@@ -65,12 +80,34 @@ def _span(start: str, end: str, now_s: int) -> tuple[int, int]:
 
 def _audited(start_s: int, end_s: int, replicas: list[str] | None) -> Audit:
     from gateway.audit import audit as run_audit
+
+    now_ms = time.time_ns() // 1_000_000
+    return _with_redis(lambda redis: run_audit(redis, start_s=start_s, end_s=end_s, now_ms=now_ms, replicas=replicas))
+
+
+def _recompute(start_s: int, end_s: int, now_s: int, *, as_json: bool) -> None:
+    from gateway.audit import recompute
+
+    found = _with_redis(lambda redis: recompute(redis, start_s=start_s, end_s=end_s, now_s=now_s))
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        typer.echo(f"Computed again: {found.events} events, {found.buckets} sums, {found.budgets} budgets.")
+        if found.budgets_unknown:
+            typer.echo(f"Not compared: budgets of {found.budgets_unknown} tenants, whose older events are gone.")
+        for one in found.differences:
+            typer.echo(f"{one.tenant}: {one.where}: stored {one.stored}, computed {one.computed}")
+        typer.echo(f"{found.differing} DIFFER" if found.differing else "All agree.")
+    if found.differing:
+        raise typer.Exit(FAILED)
+
+
+def _with_redis(use: Callable[[Redis], Awaitable[_Found]]) -> _Found:
     from gateway.store import EmbeddedStoreFailed, StoreUnavailable, connect
 
-    async def run() -> Audit:
+    async def run() -> _Found:
         async with connect(settings()) as redis:
-            now_ms = time.time_ns() // 1_000_000
-            return await run_audit(redis, start_s=start_s, end_s=end_s, now_ms=now_ms, replicas=replicas)
+            return await use(redis)
 
     try:
         return asyncio.run(run())

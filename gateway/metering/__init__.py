@@ -21,6 +21,7 @@ from ._sums import (
     dimensions,
     split_field,
     sum_field,
+    usage_sums,
 )
 
 __all__ = [
@@ -50,5 +51,6 @@ __all__ = [
     "dimensions",
     "split_field",
     "sum_field",
+    "usage_sums",
     "wall_clock_ms",
 ]

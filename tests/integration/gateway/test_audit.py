@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from gateway.audit import Audit, audit
+from gateway.audit import Audit, audit, recompute
 from gateway.fleet import Scraper
 from gateway.store import ReplicaKeys, TenantKeys
 from tests.integration.gateway.serving import Served, eventually, policies, serve
@@ -120,3 +120,48 @@ async def test_what_hang_ups_cost_is_explained(tmp_path: Path, redis: Redis, val
         assert not found.unexplained, found
         beyond = total(found, "output", "engine") - total(found, "output", "billed")
         assert beyond == total(found, "output", "undelivered") > 0
+
+
+async def test_every_bill_is_computed_again(tmp_path: Path, redis: Redis, valkey_url: str) -> None:
+    """Costs from usage and the price book, sums and budgets from the events: all agree to the nano-dollar, and one
+    nano-dollar or token that is changed anywhere is named."""
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(simulated(FAST)) for _ in range(2)]
+        chosen = policies(*engines, limits={"concurrent_requests": 100, "budget_usd": 1000})
+        served = await stack.enter_async_context(serve(chosen, tmp_path / "policies", redis, valkey_url))
+        await mixed(served, random.Random(9), hang_up=0)
+        await served.events(at_least=80)
+        await eventually(lambda: redis.exists("mtok:prices"))
+    now_s = served.gateway.clock.now_ms() // 1000
+    end_s = now_s // 86_400 * 86_400 + 86_400
+    keys = TenantKeys("acme")
+
+    async def differences() -> list[str]:
+        found = await recompute(redis, start_s=end_s - 2 * 86_400, end_s=end_s, now_s=now_s)
+        assert found.events == 80
+        assert found.budgets == 1
+        assert found.buckets >= 3
+        assert found.differing == len(found.differences)
+        return [one.where for one in found.differences]
+
+    assert await differences() == []
+
+    day = keys.usage("1d", end_s - 86_400)
+    field = next(name for name in await redis.hkeys(day) if name.startswith(b"cost_nanousd"))
+    await redis.hincrby(day, field, 1)
+    (where,) = await differences()
+    assert where.startswith(f"1d {end_s - 86_400} cost_nanousd tiny acme")
+    await redis.hincrby(day, field, -1)
+
+    (budget,) = await redis.keys(keys.budget_prefix + "*")
+    await redis.hincrby(budget, "spent", -1)
+    assert await differences() == ["budgets"]
+    await redis.hincrby(budget, "spent", 1)
+
+    (name,) = await redis.hkeys("mtok:prices")
+    await redis.hset("mtok:prices", name, b'{"output":"1","input":"0.5","cached":"0.2"}')
+    changed = await differences()
+    assert set(changed) <= {event["id"] for event in await served.events()}
+    assert len(changed) == sum(bool(event["usage"].get("input_cached_tokens")) for event in await served.events()) > 0
+    await redis.hdel("mtok:prices", name)
+    assert len(await differences()) == 80
