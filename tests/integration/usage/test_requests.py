@@ -103,7 +103,7 @@ async def test_a_rare_event_is_found_over_several_pages(redis: Redis, monkeypatc
     """An answer looks at so many events and no more; its cursor goes on from there."""
     monkeypatch.setattr(room, "SCANNED_EVENTS", 300)
     await book(redis, T0_MS, "needle", user="ann")
-    for number in range(1, 800):
+    for number in range(1, 1200):
         await book(redis, T0_MS, "hay", number)
     query, pages = "user=ann", []
     while not pages or pages[-1].has_more:
