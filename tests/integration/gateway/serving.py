@@ -74,7 +74,9 @@ class Served:
             return await client.answer()
 
     async def get(self, path: str, *, key: str | None = None, **headers: str) -> Answer:
-        """One GET on a connection of its own."""
+        """One GET on a connection of its own. Pages of usage are asked when what was answered has reached them."""
+        if path.startswith(("/v1/usage", "/v1/organization")):
+            await self.booked()
         lines = [f"GET {path} HTTP/1.1", "host: g", f"authorization: Bearer {key or self.key}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         return await self.say("\r\n".join(lines) + "\r\n\r\n")
@@ -88,6 +90,10 @@ class Served:
     def connect(self) -> Any:
         """A connection to the gateway, for a `with` block."""
         return connect(self.port)
+
+    async def booked(self) -> None:
+        """Waits until Redis has everything that is on disk."""
+        assert await self.lifecycle.ledger.shipped(DEADLINE_S)
 
     async def usage(self) -> dict[str, Any]:
         """The tenant's own report over the last hours, this second included: `end` is exclusive."""

@@ -57,6 +57,7 @@ async def served(engine: Engine, start: Start) -> Served:
         used("rival", DAY_S + 7200, 50_000, model="other"),
     ):
         await served.lifecycle.ledger.record(event)
+    await served.booked()
     return served
 
 

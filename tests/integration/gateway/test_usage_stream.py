@@ -70,6 +70,7 @@ async def test_events_arrive_as_they_are_booked(engine: Engine, start: Start) ->
     """Those after the stream began, the tenant's own, each with the entry it can be resumed from."""
     served = await answering(engine, start)
     await served.post(x_request_id="before")
+    await served.booked()
     async with served.connect() as client:
         head = await follow(client, served.key)
         assert head["content-type"].startswith("text/event-stream")
