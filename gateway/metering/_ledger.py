@@ -3,7 +3,7 @@
     reserve   asks the tenant's account in Redis, with whatever else waits there
     watch     while it runs, about once a second its usage so far goes to the journal
     settle    the event goes to the journal; when that commit returns, the answer may end
-    ship      outboxes send what is on disk to Redis, in order, with the next call or within 10 ms
+    ship      outboxes send what is on disk to Redis, in order, with the next call or within 30 ms
 
 Redis away at reserve: `StoreUnavailable`, and the request is refused. Redis away at settle: nothing waits for it. A
 journal whose worker died is adopted by another one of the same directory: what was open there is billed at its last
@@ -286,25 +286,26 @@ class Ledger:
                 self._patience = None
         for tenant, first, records in committed:
             outbox = self._outbox(tenant, journal.producer)
-            outbox.committed(first, records)
+            for record in outbox.committed(first, records):
+                journal.skip(tenant, outbox.appended)
+                journal.append(record)
             for record in records:
                 if record.on_disk is not None and not record.on_disk.done():
                     record.on_disk.set_result(None)
             self._account(tenant).booking_waits()
 
-    def _on_failure(self, journal: Journal, why: str) -> None:
+    def _on_failure(self, journal: Journal, why: str, failed: list[Record]) -> None:
         if journal is not self._own:
             log.error("An adopted journal cannot be written: %s", why)
             return
         if not self._failure:
             log.critical("The journal cannot be written: %s", why)
         self._failure = why
-        if self._settings.on_journal_failure == "serve":
-            for record in journal.take_back():
-                self._book_volatile(record)
-                if record.on_disk is not None and not record.on_disk.done():
-                    record.on_disk.set_result(None)
-        elif self._waiting and self._patience is None:
+        for record in failed:  # the policy is to serve on
+            self._book_volatile(record)
+            if record.on_disk is not None and not record.on_disk.done():
+                record.on_disk.set_result(None)
+        if self._waiting and self._patience is None:
             self._patience = self._loop.call_later(self._settings.commit_wait_s, self._lose_patience)
 
     def _lose_patience(self) -> None:
@@ -401,6 +402,7 @@ class Ledger:
             now_ms=self._now_ms,
             on_committed=self._on_committed,
             on_failure=self._on_failure,
+            gives_back=self._settings.on_journal_failure == "serve",
         )
         return journal, journal.open()
 

@@ -91,19 +91,20 @@ class Outbox:
         """The connection was lost or is new: where Redis stands has to be asked before anything is sent."""
         self.verified = False
 
-    def committed(self, first: int, records: list[Record]) -> None:
-        """`records`, numbered from `first`, are in the journal now."""
+    def committed(self, first: int, records: list[Record]) -> list[Record]:
+        """`records`, numbered from `first`, are in the journal now. Returns those that need other numbers, since Redis
+        says that it has theirs: the journal had lost what they were given to."""
         overlap = self.appended + 1 - first
         assert overlap >= 0, "the journal numbers records without a gap"
-        if overlap:
-            log.critical("%d usage events of %s have numbers that Redis has already", overlap, self.tenant)
-            first, records = first + overlap, records[overlap:]
+        renumbered = records[:overlap]
+        first, records = first + overlap, records[overlap:]
         self.appended += len(records)
         end = self._memory_first + len(self._memory)
         if not self._memory:
             self._memory_first = end = first
         if end == first and len(self._memory) + len(records) <= self._memory_max:
             self._memory.extend(records)
+        return renumbered
 
     def loaded(self, first: int, records: list[Record]) -> None:
         """What the journal had from `missing` on. A later `first`, or nothing, means that the others are not kept."""

@@ -104,9 +104,10 @@ def _totals(events: Iterable[UsageEvent]) -> dict[tuple[int, Dimensions], dict[s
         sums[ENGINE_INPUT] += usage.input_tokens * (event.samples - 1)
         sums[UNDELIVERED_INPUT_MAX] += event.undelivered_input_max
         sums[UNDELIVERED_OUTPUT_MAX] += event.undelivered_output_max
-        for metric, name in PARTS.items():
-            if part := getattr(usage, name):
-                sums[metric] = sums.get(metric, 0) + part
+        if usage.has_parts:
+            for metric, name in PARTS.items():
+                if part := getattr(usage, name):
+                    sums[metric] = sums.get(metric, 0) + part
     return totals
 
 

@@ -24,6 +24,17 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_audio_tokens: int = 0
 
     @property
+    def has_parts(self) -> bool:
+        """Whether the engine told more apart than cached input."""
+        return bool(
+            self.input_cache_write_tokens
+            or self.input_audio_tokens
+            or self.input_image_tokens
+            or self.output_reasoning_tokens
+            or self.output_audio_tokens
+        )
+
+    @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
