@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..processes import DidNotStart
 from ._audit import Books, differences, read_books
 from ._clients import Question, Seen, ask, draw
 from ._schedule import schedule
@@ -86,12 +87,15 @@ async def run(options: Options, directory: Path) -> Verdict:
     async with World(directory, options.seed) as world:
         lap("start")
         load = _Load(options, world)
-        strikes = asyncio.create_task(_strike(options, world, load))
-        await load.run()
-        await strikes
-        await world.whole()
+        try:
+            async with asyncio.TaskGroup() as restarts:
+                strikes = restarts.create_task(_strike(options, world, load, restarts))
+                await load.run()
+                await strikes
+        except* DidNotStart as failed:
+            raise failed.exceptions[0] from failed
         lap("load")
-        left = await _settle(options, world, load)
+        left = world.dead() or await _settle(options, world, load)
         lap("settle")
         if not left:
             # Stopping changes nothing that was told.
@@ -144,13 +148,13 @@ class _Load:
         return await ask(question, self._world.gateways[gateway].port, self._world.keys[question.tenant])
 
 
-async def _strike(options: Options, world: World, load: _Load) -> None:
+async def _strike(options: Options, world: World, load: _Load, restarts: asyncio.TaskGroup) -> None:
     """Every strike at its time; those of a burst fall while the one before still has its consequences."""
     pending: list[asyncio.Task[None]] = []
 
     async def one(delay_s: float, index: int) -> None:
         await asyncio.sleep(delay_s)
-        await world.strike(planned[index])
+        await world.strike(planned[index], restarts)
 
     planned = schedule(
         options.seed,

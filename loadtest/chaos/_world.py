@@ -43,12 +43,11 @@ TENANTS: Mapping[str, tuple[int, dict[str, object]]] = {
 
 
 class Service:
-    """A process in a session of its own, started again on the same port with the same files. `up` is set while it
-    answers."""
+    """A process in a session of its own, started again on the same port with the same files."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None):
         self.name = name
-        self.up = asyncio.Event()
+        self._up = asyncio.Event()
         self._command = command
         self._log = log
         self._environment = {**os.environ, **(environment or {})}
@@ -58,6 +57,16 @@ class Service:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it died, or never ran."""
+        return self._process is None or self._process.returncode is not None
+
+    async def until_up(self) -> None:
+        """Returns while it answers and nobody has killed it."""
+        while not self._up.is_set():
+            await self._up.wait()
 
     async def start(self) -> None:
         """Starts it and waits until it answers. Raises `DidNotStart`."""
@@ -78,12 +87,12 @@ class Service:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise DidNotStart(f"{self.name} does not answer\n{self.log_tail()}") from None
-        self.up.set()
+        self._up.set()
 
     async def kill(self) -> None:
         """SIGKILL to all its processes at once."""
         assert self._process is not None
-        self.up.clear()
+        self._up.clear()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
@@ -91,7 +100,7 @@ class Service:
     async def stop(self) -> int:
         """SIGTERM, and its exit status."""
         assert self._process is not None
-        self.up.clear()
+        self._up.clear()
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -200,9 +209,7 @@ class World:
         self.engines = [self._engine(number) for number in range(2)]
         self.gateways = [self._gateway(number) for number in range(2)]
         self.struck: Counter[str] = Counter()
-        self.history: list[str] = []
         self._dice = random.Random(seed)  # noqa: S311 - a draw to repeat, not a secret
-        self._restarts: set[asyncio.Task[None]] = set()
         self._valkey_lock = asyncio.Lock()
 
     async def __aenter__(self) -> World:
@@ -217,9 +224,6 @@ class World:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._restarts:
-            task.cancel()
-        await asyncio.gather(*self._restarts, return_exceptions=True)
         await asyncio.gather(*(s.destroy() for s in (*self.gateways, *self.engines, self.valkey)))
 
     @property
@@ -231,27 +235,32 @@ class World:
         """A client of the Valkey."""
         return client(self.valkey.url)
 
-    async def strike(self, strike: Strike) -> None:
-        """Makes one strike, once its target is up; a process that dies is started again in the background."""
+    def dead(self) -> list[str]:
+        """Processes that ended though nobody killed them."""
+        services = (self.valkey, *self.engines, *self.gateways)
+        return [f"{one.name} ended by itself\n{one.log_tail()}" for one in services if one.has_ended]
+
+    async def strike(self, strike: Strike, restarts: asyncio.TaskGroup) -> None:
+        """Makes one strike, once its target is up; what it kills is started again by a task of `restarts`."""
         match strike.kind:
             case "worker":
                 await self._kill_worker(self.gateways[strike.target])
             case "gateway":
-                await self._kill(self.gateways[strike.target])
+                await self._kill(self.gateways[strike.target], restarts)
             case "engine":
-                await self._kill(self.engines[strike.target])
+                await self._kill(self.engines[strike.target], restarts)
             case "valkey":
                 async with self._valkey_lock:
-                    await self._kill(self.valkey)
+                    await self._kill(self.valkey, restarts)
             case "pause":
                 async with self._valkey_lock:
-                    await self.valkey.up.wait()
+                    await self.valkey.until_up()
                     self.valkey.pause()
                     await asyncio.sleep(strike.lasts_s)
                     self.valkey.resume()
             case "restore":
                 async with self._valkey_lock:
-                    await self.valkey.up.wait()
+                    await self.valkey.until_up()
                     self.valkey.copy_files()
                     await asyncio.sleep(strike.lasts_s)
                     await self.valkey.kill()
@@ -259,17 +268,11 @@ class World:
                     await self.valkey.start()
         self.struck[strike.kind] += 1
 
-    async def whole(self) -> None:
-        """Returns when everything that was killed is up again. Raises `DidNotStart`."""
-        await asyncio.gather(*self._restarts)
-        for service in (self.valkey, *self.engines, *self.gateways):
-            await service.up.wait()
-
-    async def _kill(self, service: Service) -> None:
-        await service.up.wait()
+    async def _kill(self, service: Service, restarts: asyncio.TaskGroup) -> None:
+        await service.until_up()
+        pause_s = self._dice.uniform(0.0, 0.5)
         await service.kill()
-        task = asyncio.create_task(self._start_again(service, self._dice.uniform(0.0, 0.5)))
-        self._restarts.add(task)
+        restarts.create_task(self._start_again(service, pause_s))
 
     async def _start_again(self, service: Service, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
@@ -279,7 +282,7 @@ class World:
         """One of them; its gateway starts another by itself."""
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:
-                await gateway.up.wait()
+                await gateway.until_up()
                 if len(workers := await gateway.workers()) == WORKERS:
                     break
                 await asyncio.sleep(0.1)
