@@ -5,9 +5,12 @@ Everything is added up here once more from the events, by nothing that the gatew
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -23,6 +26,7 @@ UNBOOKED_CODES: Final = frozenset({"shutting_down"})
 
 _SIZES: Final[tuple[BucketSize, ...]] = ("1m", "1h", "1d")
 _PAGE: Final = 2000
+_line: Final = msgspec.json.Decoder(tuple[UsageEvent, msgspec.Raw])
 
 Place = tuple[BucketSize, int, str]
 """A bucket's size, its start and one metric of everything in it."""
@@ -60,10 +64,20 @@ async def read_books(redis: Redis, tenant: str) -> Books:
     return books
 
 
+def read_journals(data_dirs: Iterable[Path]) -> dict[str, list[UsageEvent]]:
+    """The events of all journals, by tenant. Read from beside their gateways, which may be running."""
+    journals: dict[str, list[UsageEvent]] = {}
+    for path in sorted(path for data_dir in data_dirs for path in data_dir.glob("journal/*.journal")):
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            for tenant, body in database.execute("SELECT tenant, body FROM records ORDER BY tenant, last"):
+                journals.setdefault(tenant, []).extend(_line.decode(line)[0] for line in body.split(b"\n"))
+    return journals
+
+
 def differences(
-    seen: Iterable[Seen], books: Mapping[str, Books], journals: Mapping[str, list[UsageEvent]] | None
+    seen: Iterable[Seen], books: Mapping[str, Books], journals: Mapping[str, list[UsageEvent]]
 ) -> list[str]:
-    """Every difference there is, in words. `journals` has the events of all journals by tenant, if there are any."""
+    """Every difference there is, in words."""
     found = []
     asked = {one.question.id: one for one in seen}
     events: dict[str, list[UsageEvent]] = {}
@@ -78,8 +92,7 @@ def differences(
         found += _of_request(one, events.get(one.question.id, []))
     for tenant, of_tenant in books.items():
         found += _of_tenant(tenant, of_tenant)
-        if journals is not None:
-            found += _of_journals(tenant, of_tenant.events, journals.get(tenant, []))
+        found += _of_journals(tenant, of_tenant.events, journals.get(tenant, []))
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..processes import DidNotStart
-from ._audit import Books, differences, read_books
+from ._audit import Books, differences, read_books, read_journals
 from ._clients import Question, Seen, ask, draw
 from ._schedule import schedule
 from ._world import TENANTS, World
@@ -182,7 +182,8 @@ async def _settle(options: Options, world: World, load: _Load) -> list[str]:
 
 
 async def _audit(world: World, load: _Load) -> list[str]:
-    return differences(load.seen, await _books(world), None)
+    journals = await asyncio.to_thread(read_journals, world.data_dirs)
+    return differences(load.seen, await _books(world), journals)
 
 
 async def _books(world: World) -> dict[str, Books]:
