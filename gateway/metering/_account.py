@@ -226,13 +226,15 @@ class TenantAccount:
         return bool(self._waiting or self._renewals or self._releases or self._outbox_waits())
 
     def fail(self, error: StoreUnavailable) -> bool:
-        aboard, self._aboard = self._aboard, []
-        for waiting in aboard:
+        refused, self._aboard = self._aboard, []
+        if not self._is_verified:  # they wait for what this call was to ask
+            refused, self._waiting = refused + self._waiting, []
+        for waiting in refused:
             if not waiting.decided.done():
                 waiting.decided.set_exception(error)
         self._releases = self._releasing + self._releases
         self._releasing = []
-        return self.unbooked > 0 or bool(self._releases)
+        return bool(self._waiting or self._releases or self.unbooked)
 
     def _board(self) -> list[_Waiting]:
         """The asks of the next call. Before Redis has said where it stands there are none; while it is being given back
@@ -242,11 +244,16 @@ class TenantAccount:
             for asked in waiting:
                 asked.decided.set_exception(StoreUnavailable("Redis has lost usage and is being given it back"))
             waiting = []
-        elif not all(outbox.verified for outbox in self.outboxes):
+        elif not self._is_verified:
             self._waiting = waiting
             return []
         self._waiting = waiting[CALL_MAX:]
         return waiting[:CALL_MAX]
+
+    @property
+    def _is_verified(self) -> bool:
+        """Whether Redis has said of every outbox where it stands."""
+        return all(outbox.verified for outbox in self.outboxes)
 
     def _note_sent(self, batch: Batch) -> None:
         for record in batch.records:

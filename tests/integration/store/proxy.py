@@ -9,19 +9,27 @@ from pathlib import Path
 
 
 class Wire:
-    """`lose_replies` and `stall` hold until unset; `requests` counts reads from clients."""
+    """`lose_replies`, `stall`, `cut` and `loading` hold until unset; `requests` counts reads from clients."""
 
     def __init__(self, server_path: str) -> None:
         self._server_path = server_path
         self.lose_replies = False
         self.stall = False
         self.cut = False
+        self.loading = False
         self.requests = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def break_off(self) -> None:
+        """Ends all connections there are."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.cut:
             writer.transport.abort()
             return
+        self._writers.add(writer)
         server_reader, server_writer = await asyncio.open_unix_connection(self._server_path)
 
         async def answers() -> None:
@@ -37,7 +45,11 @@ class Wire:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 self.requests += 1
+                if self.loading and b"EVALSHA" in data:
+                    writer.write(b"-LOADING Valkey is loading the dataset in memory\r\n")
+                    continue
                 server_writer.write(data)
+        self._writers.discard(writer)
         answering.cancel()
         server_writer.close()
         writer.close()

@@ -97,6 +97,22 @@ async def test_a_stalled_redis_refuses_soon_and_delays_no_answer(proxied: tuple[
     assert ledger.statistics().store_failures == 0
 
 
+async def test_a_redis_that_is_loading_refuses_soon(proxied: tuple[Ledger, Wire]) -> None:
+    """It takes connections and cannot say what it has: requests are refused until it can, and then served."""
+    ledger, between = proxied
+    grant = await admitted(ledger)
+    await ledger.settle(event("r", cost_nanousd=1), grant.lease)
+    await booked(ledger)
+    between.loading = True
+    between.break_off()
+    for _ in range(3):
+        async with asyncio.timeout(1):
+            with pytest.raises(StoreUnavailable):
+                await ledger.reserve(tenant(), Ask("r", 0, 0))
+    between.loading = False
+    await admitted(ledger)
+
+
 async def test_the_first_request_after_an_outage_finds_redis(proxied: tuple[Ledger, Wire]) -> None:
     """New requests do not wait for the retry's pause."""
     ledger, between = proxied
