@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import secrets
 import shutil
 import sys
@@ -32,6 +33,8 @@ def main() -> int:
     chosen = {"requests": given.requests, "kills": given.kills, "pause_s": given.pause, "restore_s": given.restore}
     named = {name: value for name, value in chosen.items() if value is not None}
     options = replace(SHORT if given.short else Options(seed=0), seed=seed, **named)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("loadtest").setLevel(logging.INFO)
     print(f"seed {seed}: {options.requests} requests, {options.kills} kills", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="mtok-chaos-"))
     try:

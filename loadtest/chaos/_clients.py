@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -50,13 +51,14 @@ class Question:
 
 @dataclass(slots=True)
 class Seen:
-    """What a client knows of its request at the end."""
+    """What a client knows of its request at the end, `took_s` after it began."""
 
     question: Question
     outcome: Outcome = "unsent"
     status: int = 0
     code: str = ""
     tokens: Tokens | None = None
+    took_s: float = 0.0
 
 
 def draw(seed: int, number: int, tenants: Mapping[str, int]) -> Question:
@@ -92,6 +94,13 @@ def draw(seed: int, number: int, tenants: Mapping[str, int]) -> Question:
 
 async def ask(question: Question, port: int, key: str) -> Seen:
     """One request on a connection of its own, to its end."""
+    started_s = time.monotonic()
+    seen = await _ask(question, port, key)
+    seen.took_s = time.monotonic() - started_s
+    return seen
+
+
+async def _ask(question: Question, port: int, key: str) -> Seen:
     seen = Seen(question)
     reader = _Reader(seen)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from ._audit import Books, differences, read_books, read_journals
 from ._clients import Question, Seen, ask, draw
 from ._schedule import schedule
 from ._world import TENANTS, World
+
+log = logging.getLogger(__name__)
 
 BACK_OFF_S = 0.3
 LOOK_S = 2.0
@@ -55,6 +58,8 @@ class Verdict:
         lines = [f"seed {self.options.seed}", ""]
         lines.append("struck     " + ", ".join(f"{kind} {count}" for kind, count in sorted(self.struck.items())))
         lines.append("seen       " + ", ".join(f"{name} {count}" for name, count in outcomes.most_common()))
+        slowest_s = {name: max(one.took_s for one in self.seen if one.outcome == name) for name in outcomes}
+        lines.append("slowest    " + ", ".join(f"{name} {took_s:.1f} s" for name, took_s in slowest_s.items()))
         lines.append("refusals   " + ", ".join(f"{name}: {count}" for name, count in codes.most_common()))
         lines.append("events     " + ", ".join(f"{name} {count}" for name, count in booked.most_common()))
         lines.append("seconds    " + ", ".join(f"{name} {took_s:.0f}" for name, took_s in self.elapsed_s.items()))
@@ -155,6 +160,7 @@ async def _strike(options: Options, world: World, load: _Load, restarts: asyncio
     async def one(delay_s: float, index: int) -> None:
         await asyncio.sleep(delay_s)
         await world.strike(planned[index], restarts)
+        log.info("%5d requests: %s %d", load.begun, planned[index].kind, planned[index].target)
 
     planned = schedule(
         options.seed,

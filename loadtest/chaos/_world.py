@@ -161,11 +161,11 @@ class Valkey(Service):
     def __init__(self, directory: Path, log: Path) -> None:
         directory.mkdir()
         self.directory = directory
-        socket = directory / "valkey.sock"
-        self.url = f"unix://{socket}"
+        port = free_port()
+        self.url = f"redis://127.0.0.1:{port}"
         options = {
-            "port": "0",
-            "unixsocket": str(socket),
+            "bind": "127.0.0.1",
+            "port": str(port),
             "dir": str(directory),
             "appendonly": "yes",
             "appendfsync": "everysec",

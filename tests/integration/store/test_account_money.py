@@ -173,8 +173,8 @@ class Money:
             assert spent + reserved <= self.budget + self.overdue[period]
 
     def step(self, *, is_punctual: bool) -> None:
-        """Anything that can happen. Where all are punctual, what ends is booked before its lease has run out, and nobody
-        comes back to a lease that has."""
+        """Anything that can happen. Where all are punctual, what ends is booked while its lease still stands, and
+        nobody comes back to one that has run out."""
         dice = self.dice
         self.now += dice.choice([0, 1, 500, 3_000, 3_000, 10_000, 10_001, -400])
         if dice.random() < 0.1:
