@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 import secrets
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import pytest
 import redis as sync_redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,15 +23,10 @@ from gateway.store import (
     load_script,
 )
 
+from .ledgers import T0_MS
+
 TTL_MS = 10_000
-T0 = 1_790_000_000_000
 PERIODS = ("hour:0", "hour:1")
-
-
-@pytest.fixture(scope="module")
-def valkey(valkey_url: str) -> Iterator[sync_redis.Redis]:
-    with sync_redis.Redis.from_url(valkey_url) as connection:
-        yield connection
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Money:
         self.dice = dice
         self.sha1 = valkey.script_load(load_script("account").text.decode())
         self.keys = TenantKeys("t-" + secrets.token_hex(8))
-        self.now = T0
+        self.now = T0_MS
         self.period = PERIODS[0]
         self.producers = [Producer(name) for name in "pqr"]
         self.applied: dict[str, int] = {producer.name: 0 for producer in self.producers}
@@ -100,7 +93,7 @@ class Money:
         ]
         if is_answered:
             producer.running += granted
-        self._compare(producer, reply.last, renewed, granted)
+        self._compare(producer, reply, renewed, granted)
 
     def _amounts(self, count: int) -> list[tuple[int, int]]:
         return [(n, self.dice.choice([0, 1, self.dice.randrange(self.budget + 2)])) for n in range(count)]
@@ -139,8 +132,8 @@ class Money:
         )
         return account_reply(self.valkey.evalsha(self.sha1, len(call.keys), *call.keys, *call.arguments))
 
-    def _compare(self, producer: Producer, last: int, renewed: list[Granted], granted: list[Granted]) -> None:
-        before = self.applied[producer.name]
+    def _compare(self, producer: Producer, reply: AccountReply, renewed: list[Granted], granted: list[Granted]) -> None:
+        before, last, now_ms = self.applied[producer.name], reply.last, reply.now_ms
         assert last >= before, "what is booked stays booked"
         self.applied[producer.name] = last
         booked = producer.records[before:last]
@@ -157,7 +150,9 @@ class Money:
         ended = {lease.member for lease, _ in booked} | {member for member, _, _ in producer.released}
         known = {*self.held, *(lease.member for lease in (*renewed, *granted))}
         assert known.issuperset(stored), "nothing is held that nobody was granted"
-        self.forgotten |= known - stored.keys() - ended
+        vanished = known - stored.keys() - ended
+        assert all(self.held[member] <= now_ms for member in vanished), "nothing is let go before its time or its end"
+        self.forgotten |= vanished
         self.held = stored
         for period, money_of in zip(PERIODS, money_by_period, strict=True):
             spent, reserved = (int(value or 0) for value in money_of)

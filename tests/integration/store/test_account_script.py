@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import redis as sync_redis
@@ -18,12 +18,6 @@ from .model import Lease, Model
 
 TTL_MS = 10_000
 T0 = 1_790_000_000_000
-
-
-@pytest.fixture(scope="module")
-def valkey(valkey_url: str) -> Iterator[sync_redis.Redis]:
-    with sync_redis.Redis.from_url(valkey_url) as connection:
-        yield connection
 
 
 class Account:
