@@ -22,9 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description="Kill everything; audit the bill.")
     parser.add_argument("--seed", type=int, help="draws requests and strikes; by default a new one")
     parser.add_argument("--requests", type=int, help="how many (20000; short: 600)")
-    parser.add_argument(
-        "--kills", type=int, help="SIGKILLs, beside one pause and one restore of Valkey (34; short: 10)"
-    )
+    parser.add_argument("--kills", type=int, help="SIGKILLs, beside what else befalls Valkey (34; short: 10)")
     parser.add_argument("--pause", type=float, metavar="S", help="seconds that Valkey stands still (60; short: 3)")
     parser.add_argument("--restore", type=float, metavar="S", help="age of the files Valkey is given (15; short: 2)")
     parser.add_argument("--short", action="store_true", help="what the tests run: under a minute")

@@ -266,6 +266,11 @@ class World:
                     await self.valkey.kill()
                     self.valkey.put_back_files()
                     await self.valkey.start()
+            case "flush":
+                async with self._valkey_lock:
+                    await self.valkey.until_up()
+                    async with self.redis() as redis:
+                        await redis.flushall()
         self.struck[strike.kind] += 1
 
     async def _kill(self, service: Service, restarts: asyncio.TaskGroup) -> None:
