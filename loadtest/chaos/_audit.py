@@ -24,6 +24,9 @@ from ._clients import Seen, Tokens
 UNBOOKED_CODES: Final = frozenset({"shutting_down"})
 """Refused by a gateway that takes nothing any more: no request, and no event."""
 
+CHECKPOINT_S: Final = 1.5
+"""A stream that had been flowing for so long has been written down, once a second, before its gateway died."""
+
 _SIZES: Final[tuple[BucketSize, ...]] = ("1m", "1h", "1d")
 _PAGE: Final = 2000
 _line: Final = msgspec.json.Decoder(tuple[UsageEvent, msgspec.Raw])
@@ -103,7 +106,8 @@ def _of_request(seen: Seen, events: list[UsageEvent]) -> list[str]:
     if len(events) > 1 or (events and is_untaken):
         return [f"{where}: {len(events)} events: {', '.join(event.status for event in events)}"]
     if not events:
-        is_due = not is_untaken and seen.outcome in ("complete", "failed", "refused")
+        is_told = seen.outcome in ("complete", "failed", "refused")
+        is_due = not is_untaken and (is_told or seen.streamed_s > CHECKPOINT_S)
         return [f"{where}: no event"] if is_due else []
     event = events[0]
     usage = event.usage

@@ -51,7 +51,8 @@ class Question:
 
 @dataclass(slots=True)
 class Seen:
-    """What a client knows of its request at the end, `took_s` after it began."""
+    """What a client knows of its request at the end, `took_s` after it began; `streamed_s` of these came after the
+    first piece of a stream."""
 
     question: Question
     outcome: Outcome = "unsent"
@@ -59,6 +60,7 @@ class Seen:
     code: str = ""
     tokens: Tokens | None = None
     took_s: float = 0.0
+    streamed_s: float = 0.0
 
 
 def draw(seed: int, number: int, tenants: Mapping[str, int]) -> Question:
@@ -67,7 +69,7 @@ def draw(seed: int, number: int, tenants: Mapping[str, int]) -> Question:
     (tenant,) = dice.choices(list(tenants), list(tenants.values()))
     words = ["system"] * 40 if dice.random() < 0.4 else []
     words += dice.choices(_WORDS, k=dice.randint(1, 40))
-    output = dice.randint(150, 400) if dice.random() < 0.03 else dice.randint(1, 16)
+    output = dice.randint(200, 600) if dice.random() < 0.03 else dice.randint(1, 16)
     samples = dice.choice((2, 3)) if dice.random() < 0.1 else 1
     body: dict[str, object] = {
         "model": MODEL,
@@ -124,7 +126,7 @@ async def _ask(question: Question, port: int, key: str) -> Seen:
 
 
 async def _read(reader: _Reader, source: asyncio.StreamReader, leaves_after: int | None) -> None:
-    got = 0
+    got, first_s = 0, 0.0
     while not reader.ended:
         if leaves_after is not None and got >= leaves_after:
             reader.seen.outcome = "left"
@@ -135,6 +137,10 @@ async def _read(reader: _Reader, source: asyncio.StreamReader, leaves_after: int
             return
         got += len(data)
         reader.parser.feed_data(data)
+        if reader.streams:
+            now_s = time.monotonic()
+            first_s = first_s or now_s
+            reader.seen.streamed_s = now_s - first_s
 
 
 class _Reader:
@@ -143,18 +149,18 @@ class _Reader:
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
         self.parser = httptools.HttpResponseParser(self)
-        self.ended = self._streams = False
+        self.ended = self.streams = False
         self._body = bytearray()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._streams |= name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        self.streams |= name.lower() == b"content-type" and value.startswith(b"text/event-stream")
 
     def on_headers_complete(self) -> None:
         self.seen.status = self.parser.get_status_code()
 
     def on_body(self, data: bytes) -> None:
         self._body += data
-        while self._streams and (end := self._body.find(b"\n\n")) >= 0:
+        while self.streams and (end := self._body.find(b"\n\n")) >= 0:
             event = bytes(self._body[:end]).partition(b"data: ")[2]
             del self._body[: end + 2]
             if event == b"[DONE]":
@@ -164,7 +170,7 @@ class _Reader:
                 self._take(event)
 
     def on_message_complete(self) -> None:
-        if not self._streams:
+        if not self.streams:
             self.ended = True
             self._take(bytes(self._body))
             self.seen.outcome = "refused" if self.seen.status >= 400 else "complete"
