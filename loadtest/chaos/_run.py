@@ -35,7 +35,7 @@ class Options:
     settle_s: float = 180.0
 
 
-SHORT = Options(seed=0, requests=600, kills=10, clients=24, pause_s=3.0, restore_s=2.0, settle_s=30.0)
+SHORT = Options(seed=0, requests=600, kills=10, clients=24, pause_s=3.0, restore_s=2.0, settle_s=60.0)
 """What the tests run."""
 
 
@@ -104,8 +104,9 @@ async def run(options: Options, directory: Path) -> Verdict:
         lap("settle")
         if not left:
             # Stopping changes nothing that was told.
-            await asyncio.gather(*(gateway.stop() for gateway in world.gateways))
-            left = await _audit(world, load)
+            stopped = await asyncio.gather(*(gateway.stop() for gateway in world.gateways))
+            left = [f"gateway-{n} stopped with status {status}" for n, status in enumerate(stopped) if status]
+            left += await _audit(world, load)
         return Verdict(options, world.struck, load.seen, await _books(world), left, elapsed_s)
 
 
