@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from redis.asyncio import Redis
 
@@ -11,13 +12,14 @@ from .ledgers import leases, money
 
 WORKER = """
 import asyncio, sys
+from pathlib import Path
 from gateway.admission import Ask, Grant
 from gateway.metering import Ledger
 from gateway.store import client
 from tests.integration.store.ledgers import ManualClock, event, tenant
 
 async def main():
-    async with client(sys.argv[1]) as redis, Ledger(redis, now_ms=ManualClock()) as ledger:
+    async with client(sys.argv[1]) as redis, Ledger(redis, Path(sys.argv[2]), now_ms=ManualClock()) as ledger:
         acme = tenant(concurrent=40, budget_usd="1")
         print("ready", flush=True)
         sys.stdin.readline()
@@ -34,11 +36,14 @@ asyncio.run(main())
 """
 
 
-async def test_processes_never_overrun_a_budget_together(redis: Redis, valkey_url: str) -> None:
+async def test_processes_never_overrun_a_budget_together(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
     """Three processes that reserve as fast as they can spend the budget to the last request that fits, and no more."""
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, valkey_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WORKER, valkey_url, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(3)
     ]
