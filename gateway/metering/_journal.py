@@ -164,7 +164,8 @@ class Journal:
         self._unwritten: list[Record] = []
         self._database: sqlite3.Connection | None = None
         self._appended: dict[str, int] = {}
-        self._thread = threading.Thread(target=self._run, name=f"journal-{producer}", daemon=True)
+        self._rests = False
+        self._thread = self._new_thread()
 
     def open(self) -> dict[str, Position]:
         """Opens or makes the file, turns what a dead worker left open into events, and starts the thread. Returns how
@@ -196,6 +197,9 @@ class Journal:
     def mark_shipped(self, last: Mapping[str, int], *, prune_before_ms: int) -> None:
         """Redis has these on its disk: their rows go once they were committed before `prune_before_ms`."""
         self._inbox.put(_Shipped(last, prune_before_ms))
+        if self._rests:
+            self._rests = False
+            self._thread.start()
 
     def skip(self, tenant: str, last: int) -> None:
         """Redis has numbers up to `last` that this file has lost: new records are numbered after it."""
@@ -235,11 +239,25 @@ class Journal:
         self._close_database()
         return self._unwritten
 
+    def rest(self) -> None:
+        """Stops the thread and closes the file until `mark_shipped`: an adopted journal whose records are all in Redis
+        has nothing else to write, and there may be hundreds. Blocks; only `read` may be called meanwhile."""
+        if self._rests:
+            return
+        self.close()
+        self._thread = self._new_thread()
+        self._rests = self._inbox.empty()
+        if not self._rests:
+            self._thread.start()
+
     def is_empty(self) -> bool:
         """Whether no record is kept any more. Blocks for a moment."""
         with closing(sqlite3.connect(self.path)) as database:
             (count,) = database.execute("SELECT count(*) FROM records").fetchone()
         return bool(count == 0)
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name=f"journal-{self.producer}", daemon=True)
 
     def _run(self) -> None:
         rest_s, retry_s = 0.0, RETRY_MIN_S

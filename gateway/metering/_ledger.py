@@ -432,6 +432,7 @@ class Ledger:
                     await self.prune()
                 else:
                     await self._mark_durable(prunes=False)
+                await self._rest_adopted()
             except StoreUnavailable as error:
                 log.debug("nothing is known to be on Redis' disk: %s", error)
 
@@ -455,8 +456,7 @@ class Ledger:
     async def _remove_finished(self) -> None:
         """Adopted journals that keep nothing any more."""
         for producer, (claim, journal) in list(self._journals.items()):
-            pending = any(outbox.pending for outbox in self._outboxes.values() if outbox.producer == producer)
-            if journal is self._own or pending or not await asyncio.to_thread(journal.is_empty):
+            if journal is self._own or self._pends(producer) or not await asyncio.to_thread(journal.is_empty):
                 continue
             await asyncio.to_thread(journal.close)
             claim.remove()
@@ -464,6 +464,16 @@ class Ledger:
             for account in self._accounts.values():
                 account.outboxes = [outbox for outbox in account.outboxes if outbox.producer != producer]
             self._outboxes = {key: outbox for key, outbox in self._outboxes.items() if outbox.producer != producer}
+
+    async def _rest_adopted(self) -> None:
+        """Adopted journals that are in Redis hold no thread and no open file but their lock."""
+        for producer, (_, journal) in list(self._journals.items()):
+            if journal is not self._own and not self._pends(producer):
+                await asyncio.to_thread(journal.rest)
+
+    def _pends(self, producer: str) -> bool:
+        """Whether Redis lacks anything of this journal."""
+        return any(outbox.pending for outbox in self._outboxes.values() if outbox.producer == producer)
 
     def _on_connected(self, away_s: float) -> None:
         for account in self._accounts.values():

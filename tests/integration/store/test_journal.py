@@ -7,8 +7,9 @@ import signal
 import sqlite3
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -132,6 +133,30 @@ async def test_a_worker_that_lives_adopts_what_another_left(redis: Redis, valkey
             while living.statistics().adopted == 0 or living.statistics().unbooked:
                 await asyncio.sleep(0.01)
         assert len(await stream(redis)) == 6
+
+
+async def test_adopted_journals_rest_once_redis_has_them(redis: Redis, tmp_path: Path) -> None:
+    """A worker that dies again and again leaves many: each costs no thread and no open file but its lock, and gives
+    Redis back what it loses all the same."""
+    async with AsyncExitStack() as stack:
+        for number in range(4):
+            ledger = await stack.enter_async_context(Ledger(redis, tmp_path, now_ms=ManualClock()))
+            await ledger.record(event(f"r{number}"))
+    async with Ledger(redis, tmp_path, now_ms=ManualClock()) as heir:
+        async with asyncio.timeout(10):
+            while heir.statistics().adopted < 3 or journals_at_work() > 1:
+                await asyncio.sleep(0.02)
+        await redis.flushall()
+        heir.renew()
+        async with asyncio.timeout(10):
+            while len(await stream(redis)) < 4:
+                await asyncio.sleep(0.02)
+        assert {one.id for one in await stream(redis)} == {"r0", "r1", "r2", "r3"}
+
+
+def journals_at_work() -> int:
+    """Threads of this process that write journals."""
+    return sum(thread.name.startswith("journal-") for thread in threading.enumerate())
 
 
 async def test_answers_that_end_together_share_a_commit(redis: Redis, tmp_path: Path) -> None:
