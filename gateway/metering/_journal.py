@@ -36,6 +36,7 @@ RETRY_MIN_S: Final = 0.1
 RETRY_MAX_S: Final = 2.0
 ROWS_AT_ONCE: Final = 64
 """Rows of one statement: a third cheaper than a statement each."""
+PRUNE_ROWS_MAX: Final = 2000
 CLOCK_SLACK_MS: Final = 10_000
 """A checkpoint's open requests are looked for among what was committed since so long before it."""
 
@@ -47,6 +48,16 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE UNIQUE INDEX IF NOT EXISTS records_by_tenant ON records (tenant, last);
 CREATE TABLE IF NOT EXISTS shipped (tenant TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS open_requests (id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, body BLOB NOT NULL);
+"""
+
+# A tenant at a time: a journal holds days of rows, and GROUP BY would read all of them.
+_LAST_BY_TENANT = """
+WITH RECURSIVE tenants (tenant) AS (
+    SELECT min(tenant) FROM records
+    UNION ALL
+    SELECT (SELECT min(tenant) FROM records WHERE tenant > tenants.tenant) FROM tenants WHERE tenant IS NOT NULL)
+SELECT tenant, (SELECT max(last) FROM records WHERE records.tenant = tenants.tenant)
+FROM tenants WHERE tenant IS NOT NULL
 """
 
 
@@ -115,7 +126,7 @@ class _Work:
                 self.checkpoints.append(item)
             case _Shipped():
                 self.shipped.update(item.last)
-                self.prune_before_ms = item.prune_before_ms
+                self.prune_before_ms = max(self.prune_before_ms, item.prune_before_ms)
             case _Skip():
                 self.skips[item.tenant] = item.last
             case _Close():
@@ -253,8 +264,8 @@ class Journal:
     def is_empty(self) -> bool:
         """Whether no record is kept any more. Blocks for a moment."""
         with closing(sqlite3.connect(self.path)) as database:
-            (count,) = database.execute("SELECT count(*) FROM records").fetchone()
-        return bool(count == 0)
+            (is_any,) = database.execute("SELECT EXISTS (SELECT 1 FROM records)").fetchone()
+        return not is_any
 
     def _new_thread(self) -> threading.Thread:
         return threading.Thread(target=self._run, name=f"journal-{self.producer}", daemon=True)
@@ -319,7 +330,7 @@ class Journal:
             database.execute("INSERT INTO journal VALUES (?)", (self.producer,))
         else:
             self.producer = named[0]
-        self._appended = dict(database.execute("SELECT tenant, max(last) FROM records GROUP BY tenant"))
+        self._appended = dict(database.execute(_LAST_BY_TENANT))
         shipped = dict(database.execute("SELECT tenant, last FROM shipped"))
         for tenant, last in shipped.items():
             self._appended[tenant] = max(last, self._appended.get(tenant, 0))
@@ -333,10 +344,13 @@ class Journal:
             return
         left = {record.lease.member: record for _, body in rows for record in unpack_records(body) if record.lease}
         since_ms = rows[0][0] - CLOCK_SLACK_MS
-        for (body,) in database.execute("SELECT body FROM records WHERE committed_ms >= ?", (since_ms,)):
-            for record in unpack_records(body):
-                if record.lease is not None:
-                    left.pop(record.lease.member, None)
+        with closing(database.execute("SELECT committed_ms, body FROM records ORDER BY id DESC")) as newest_first:
+            for committed_ms, body in newest_first:
+                if committed_ms < since_ms:
+                    break
+                for record in unpack_records(body):
+                    if record.lease is not None:
+                        left.pop(record.lease.member, None)
         if left:
             log.warning("%s: %d requests were open when their gateway died", self.path.name, len(left))
         database.execute("BEGIN IMMEDIATE")
@@ -369,16 +383,27 @@ class Journal:
             if work.shipped:
                 database.executemany("INSERT OR REPLACE INTO shipped VALUES (?, ?)", work.shipped.items())
             if work.prune_before_ms:
-                database.execute(
-                    "DELETE FROM records WHERE committed_ms < ? AND last <= "
-                    "coalesce((SELECT last FROM shipped WHERE shipped.tenant = records.tenant), 0)",
-                    (work.prune_before_ms,),
-                )
+                self._prune(database, work.prune_before_ms)
             database.execute("COMMIT")
         except BaseException:
             self._appended = before
             raise
         return committed
+
+    def _prune(self, database: sqlite3.Connection, before_ms: int) -> None:
+        """Deletes the oldest rows, a bounded number at once: the answers that end meanwhile wait for this commit."""
+        shipped = dict(database.execute("SELECT tenant, last FROM shipped"))
+        done = []
+        with closing(database.execute("SELECT id, tenant, last, committed_ms FROM records ORDER BY id")) as oldest_first:
+            for row, tenant, last, committed_ms in oldest_first:
+                if committed_ms >= before_ms:
+                    break
+                if last <= shipped.get(tenant, 0):
+                    done.append((row,))
+                if len(done) >= PRUNE_ROWS_MAX:
+                    self._inbox.put(_Shipped({}, before_ms))
+                    break
+        database.executemany("DELETE FROM records WHERE id = ?", done)
 
     def _insert(self, database: sqlite3.Connection, records: list[Record]) -> list[Committed]:
         by_tenant: dict[str, list[Record]] = {}

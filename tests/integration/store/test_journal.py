@@ -295,6 +295,24 @@ async def test_rows_leave_when_redis_has_them_and_their_time_is_over(redis: Redi
         assert [fields[b"from"].rpartition(b":")[2] for _, fields in entries] == [b"1", b"2", b"3"]
 
 
+async def test_many_rows_leave_a_few_at_a_time(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that end meanwhile never wait for all of them."""
+    monkeypatch.setattr("gateway.metering._journal.PRUNE_ROWS_MAX", 2)
+    clock = ManualClock()
+    async with Ledger(redis, tmp_path, settings=LedgerSettings(journal_kept_s=3600), now_ms=clock) as ledger:
+        for number in range(7):
+            await ledger.record(event(f"r{number}", of=f"tenant-{number % 2}"))
+        await booked(ledger)
+        clock.advance_s(4000)
+        await ledger.record(event("young"))
+        await booked(ledger)
+        await ledger.prune()
+        with closing(sqlite3.connect(journal_of(tmp_path))) as database:
+            async with asyncio.timeout(10):
+                while database.execute("SELECT tenant FROM records").fetchall() != [("acme",)]:
+                    await asyncio.sleep(0.01)
+
+
 async def test_events_carry_their_version(redis: Redis, tmp_path: Path) -> None:
     """A reader can tell what wrote an event."""
     async with Ledger(redis, tmp_path, now_ms=ManualClock()) as ledger:
