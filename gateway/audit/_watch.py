@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.pricing import Price
-from gateway.store import AUDIT_LEASE, StoreUnavailable
+from gateway.store import AUDIT_LEASE, StoreUnavailable, end_tasks
 
 from ._events import remember_tenants
 from ._prices import write_prices
@@ -51,17 +51,14 @@ class Watch:
         self._interval_s = interval_s
         self._me = secrets.token_hex(6)
         self._task: asyncio.Task[None] | None = None
-        self._closing = False
 
     async def __aenter__(self) -> Watch:
         self._task = asyncio.create_task(self._run(), name="audit")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._closing = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks([self._task])
 
     async def write_down(self) -> None:
         """Tenants and prices. Raises `RedisError` and `OSError`."""
@@ -98,6 +95,4 @@ class Watch:
                 await self.audit()
             except (RedisError, OSError, StoreUnavailable) as error:
                 log.warning("the audit waits for Redis: %s", error)
-            if self._closing:  # Redis' client may swallow a cancellation
-                return
             await asyncio.sleep(self._interval_s if written else RETRY_S)

@@ -29,7 +29,7 @@ from redis.typing import EncodableT, FieldT
 
 from gateway.clock import Clock
 from gateway.policy import SinkFormat, SinkSpec
-from gateway.store import SINK_LEASE, SINK_PARKED, StoreUnavailable, TenantKeys, load_script
+from gateway.store import SINK_LEASE, SINK_PARKED, StoreUnavailable, TenantKeys, end_tasks, load_script
 from gateway.telemetry import Metrics
 
 from ._cloudevents import cloud_event, lago_event
@@ -131,10 +131,8 @@ class Sink:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._running is not None and not self._running.done():
-            # Once is not enough: `asyncio.wait_for` before Python 3.12, which redis-py uses, can swallow it.
-            self._running.cancel()
-            await asyncio.wait([self._running], timeout=0.5)
+        if self._running is not None:
+            await end_tasks([self._running])
 
     async def _run(self) -> None:
         """Pushes while this worker holds the lease, and waits for it while not."""

@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 
 from gateway.admission import Ask, Denial, Grant, Lease
 from gateway.policy import LimitsSpec, TenantSpec
-from gateway.store import EXACT_MAX, Coalescer, StoreUnavailable, durable, load_script
+from gateway.store import EXACT_MAX, Coalescer, StoreUnavailable, durable, end_tasks, load_script
 
 from ._account import TenantAccount
 from ._event import UsageEvent
@@ -219,9 +219,7 @@ class Ledger:
         if self._closed:
             return 0
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         for timer in (self._noting, self._patience):
             if timer is not None:
                 timer.cancel()

@@ -37,6 +37,7 @@ from ._keys import (
     TenantKeys,
 )
 from ._scripts import Script, load_script
+from ._tasks import end_tasks
 
 __all__ = [
     "AUDIT_LEASE",
@@ -73,5 +74,6 @@ __all__ = [
     "connect",
     "durable",
     "embedded",
+    "end_tasks",
     "load_script",
 ]

@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.policy import Policies, TenantSpec, parse_public_id
+from gateway.store import end_tasks
 
 from ._keys import key_of_header
 from ._store import KEYS_CHANGED_CHANNEL, KEYS_HASH, decode_record
@@ -94,10 +95,7 @@ class KeyDirectory:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [task for task in (self._listener, self._asking) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(task for task in (self._listener, self._asking) if task is not None)
         self._listener = self._asking = None
         for waiting in self._waiting.values():
             if not waiting.done():
