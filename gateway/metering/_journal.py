@@ -394,7 +394,9 @@ class Journal:
         """Deletes the oldest rows, a bounded number at once: the answers that end meanwhile wait for this commit."""
         shipped = dict(database.execute("SELECT tenant, last FROM shipped"))
         done = []
-        with closing(database.execute("SELECT id, tenant, last, committed_ms FROM records ORDER BY id")) as oldest_first:
+        with closing(
+            database.execute("SELECT id, tenant, last, committed_ms FROM records ORDER BY id")
+        ) as oldest_first:
             for row, tenant, last, committed_ms in oldest_first:
                 if committed_ms >= before_ms:
                     break
