@@ -103,7 +103,7 @@ async def test_a_rare_event_is_found_over_several_pages(redis: Redis, monkeypatc
     """An answer looks at so many events and no more; its cursor goes on from there."""
     monkeypatch.setattr(room, "SCANNED_EVENTS", 300)
     await book(redis, T0_MS, "needle", user="ann")
-    for number in range(1, 1200):
+    for number in range(1, 800):
         await book(redis, T0_MS, "hay", number)
     query, pages = "user=ann", []
     while not pages or pages[-1].has_more:
@@ -194,6 +194,15 @@ async def test_a_long_search_says_where_it_stopped(
     for number in range(400):
         await book(redis, T0_MS + number, "hay")
     assert f"To look further, {advice}" in await missing(redis, request_id)
+
+
+async def test_corrections_are_looked_for_so_far(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where there was more to look at, the answer says until when it did."""
+    monkeypatch.setattr(room, "CORRECTED_EVENTS", 100)
+    await book(redis, T0_MS, "mine")
+    for number in range(1, 150):
+        await book(redis, T0_MS + number, "hay")
+    assert (await found(redis, "mine")).corrections_until_ms == T0_MS + 100
 
 
 async def test_an_id_inside_another_text_is_not_it(redis: Redis) -> None:
