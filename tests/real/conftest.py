@@ -156,6 +156,7 @@ class Served:
     keys: dict[str, str]
     engines: tuple[Engine, Engine]
     valkey: redis.Redis
+    valkey_url: str
 
     @property
     def base_url(self) -> str:
@@ -246,7 +247,7 @@ def served(engines: tuple[Engine, Engine], tmp_path_factory: pytest.TempPathFact
         embedded(data) as valkey_url,
         redis.Redis.from_url(valkey_url) as valkey,
     ):
-        yield Served(url, keys, engines, valkey)
+        yield Served(url, keys, engines, valkey, valkey_url)
         print(f"\nthe gateway's log: {directory / 'gateway.log'}")
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,11 +16,13 @@ from typing import Any
 
 import anthropic
 import httpx
+import msgspec
 import openai
 import pytest
 
 from gateway.metering import UsageEvent
 from gateway.wire import NO_USAGE
+from loadtest.processes import mtok
 from tests.real.conftest import CONTEXT_TOKENS, MODEL, Counters, Engine, Served
 from tests.real.workload import Ask, Told, ask_all, ask_one, draw
 
@@ -27,6 +31,9 @@ FINISHED, CUT_TOGETHER, CUT_ALONE = 400, 60, 40
 AT_ONCE = 16
 ABORT_S = 0.5
 HANG_UPS = 4
+MINUTE_S = 60
+READ_S = 20
+"""By then the engines' counters have been read again, and what was read is settled."""
 RUNNING = {"include_usage": True, "continuous_usage_stats": True}
 HELLO = [{"role": "user", "content": "Hello"}]
 ENDLESS: dict[str, Any] = {"messages": HELLO, "max_tokens": 3000, "extra_body": {"ignore_eos": True}}
@@ -158,6 +165,35 @@ async def test_what_engines_counted_for_each_cut_request_is_explained(served: Se
         f"of {generated} tokens generated {generated - billed} are not billed: {(generated - billed) / generated:.1%}"
     )
     assert not wrong, "counted less than billed, or more than explained:\n" + "\n".join(wrong)
+
+
+async def test_the_audit_explains_every_token(served: Served) -> None:
+    """Finished and cut requests alike: `mtok audit` finds all that the engines counted, and a request that went to a
+    replica directly, in another minute than cut ones, is not ours."""
+    counted(served)
+    await asyncio.sleep(MINUTE_S + READ_S)
+    url = f"{served.engines[0].url}/v1/completions"
+    body = {"model": MODEL, "prompt": "import", "max_tokens": 40, "ignore_eos": True}
+    direct = httpx.post(url, json=body, timeout=60, trust_env=False).json()["usage"]
+    await asyncio.sleep(READ_S)
+
+    def audited(*options: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "MTOK_REDIS_URL": served.valkey_url}
+        command = mtok("audit", "--start", "2h", *options)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    shown = await asyncio.to_thread(audited)
+    print(f"\n{shown.stdout}{shown.stderr}")
+    found = msgspec.json.decode((await asyncio.to_thread(audited, "--json")).stdout)
+    spans = [span for verdict in found["replicas"].values() for span in verdict["spans"]]
+    assert shown.returncode == 0, "something is unexplained"
+    assert sum(span["requests_not_ours"] for span in spans) == 1
+    events = [event for tenant in ("exact", "cut") for event in served.events(tenant).values()]
+    assert sum(span["output"]["billed"] for span in spans) == sum(event.usage.output_tokens for event in events)
+    assert sum(span["output"]["not_ours"] for span in spans) == direct["completion_tokens"] == 40
+    assert sum(span["input"]["not_ours"] for span in spans) == direct["prompt_tokens"]
+    again = await asyncio.to_thread(audited, "--recompute")
+    assert again.returncode == 0, again.stdout
 
 
 async def engine_with(served: Served, running: int, timeout_s: float = 2.0) -> Engine | None:
