@@ -30,6 +30,7 @@ async def main():
             grants = [decision for decision in await asyncio.gather(*asks) if isinstance(decision, Grant)]
             await asyncio.gather(*(ledger.settle(event("r", cost_nanousd=4_000_000), grant.lease) for grant in grants))
             spent += len(grants)
+            assert await ledger.shipped(10)
         print(spent, flush=True)
 
 asyncio.run(main())
