@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class Wire:
-    """`lose_replies`, `stall`, `cut` and `loading` hold until unset; `requests` counts reads from clients."""
+    """`lose_replies`, `stall`, `cut` and `refusal` (of every EVALSHA) hold until unset; `requests` counts reads."""
 
     def __init__(self, server_path: str) -> None:
         self._server_path = server_path
         self.lose_replies = False
         self.stall = False
         self.cut = False
-        self.loading = False
+        self.refusal = b""
         self.requests = 0
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -45,8 +45,8 @@ class Wire:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 self.requests += 1
-                if self.loading and b"EVALSHA" in data:
-                    writer.write(b"-LOADING Valkey is loading the dataset in memory\r\n")
+                if self.refusal and b"EVALSHA" in data:
+                    writer.write(self.refusal * data.count(b"EVALSHA"))
                     continue
                 server_writer.write(data)
         self._writers.discard(writer)

@@ -103,14 +103,43 @@ async def test_a_redis_that_is_loading_refuses_soon(proxied: tuple[Ledger, Wire]
     grant = await admitted(ledger)
     await ledger.settle(event("r", cost_nanousd=1), grant.lease)
     await booked(ledger)
-    between.loading = True
+    between.refusal = b"-LOADING Valkey is loading the dataset in memory\r\n"
     between.break_off()
     for _ in range(3):
         async with asyncio.timeout(1):
             with pytest.raises(StoreUnavailable):
                 await ledger.reserve(tenant(), Ask("r", 0, 0))
-    between.loading = False
+    between.refusal = b""
     await admitted(ledger)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-READONLY You can't write against a read only replica.\r\n",
+        b"-MOVED 3999 127.0.0.1:6381\r\n",
+        b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        b"-MISCONF Errors writing to the AOF file: No space left on device\r\n",
+        b"-CLUSTERDOWN The cluster is down\r\n",
+    ],
+    ids=lambda refusal: refusal[1:9].split()[0].decode(),
+)
+async def test_a_redis_that_will_not_is_one_that_is_away(
+    proxied: tuple[Ledger, Wire], redis: Redis, refusal: bytes
+) -> None:
+    """Whatever its reason: requests are refused, what ended is on disk, and arrives once when it will again."""
+    ledger, between = proxied
+    grant = await admitted(ledger)
+    between.refusal = refusal
+    await ledger.settle(event("r", cost_nanousd=7), grant.lease)
+    with pytest.raises(StoreUnavailable):
+        await ledger.reserve(tenant(), Ask("r", 0, 0))
+    assert await stream(redis) == []
+    between.refusal = b""
+    await booked(ledger)
+    assert await money(redis) == (7, 0)
+    assert len(await stream(redis)) == 1
 
 
 async def test_the_first_request_after_an_outage_finds_redis(proxied: tuple[Ledger, Wire]) -> None:
