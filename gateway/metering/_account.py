@@ -149,8 +149,10 @@ class TenantAccount:
         self._renewals = self._renewable()
         self._idle_renewals += 1
         if self._idle_renewals < IDLE_RENEWALS or self._idle_renewals % IDLE_RENEWALS == 0:
-            for outbox in self.outboxes:
-                outbox.poll()
+            # One tells for all: what Redis lost of one journal it lost of others too.
+            told = [outbox for outbox in self.outboxes if outbox.confirmed] or self.outboxes
+            if told:
+                told[self._idle_renewals % len(told)].poll()
         if self._renewals or self._outbox_waits():
             self._wake(self)
 
@@ -219,9 +221,7 @@ class TenantAccount:
             elif isinstance(decision, Grant):
                 self._release(decision.lease)
         if self._sending is not None:
-            for record in self._sending.told(answer.last):
-                if record.lease is not None:
-                    self._held.pop(record.lease.member, None)
+            self._hear(self._sending, answer.last)
         self._load_missing()
         return bool(self._waiting or self._renewals or self._releases or self._outbox_waits())
 
@@ -254,6 +254,16 @@ class TenantAccount:
     def _is_verified(self) -> bool:
         """Whether Redis has said of every outbox where it stands."""
         return all(outbox.verified for outbox in self.outboxes)
+
+    def _hear(self, outbox: Outbox, last: int) -> None:
+        lost = outbox.lost
+        for record in outbox.told(last):
+            if record.lease is not None:
+                self._held.pop(record.lease.member, None)
+        if outbox.lost > lost:
+            for other in self.outboxes:
+                if other is not outbox:
+                    other.suspect()
 
     def _note_sent(self, batch: Batch) -> None:
         for record in batch.records:
