@@ -21,8 +21,7 @@ def prefix_chain(prompt: bytes) -> list[int]:
     count = min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS)
     if not count:
         return [_hash(prompt)]
-    chain, last = [], 0
-    for start in range(0, count * BLOCK_BYTES, BLOCK_BYTES):
-        last = _hash(prompt[start : start + BLOCK_BYTES], last)
-        chain.append(last)
-    return chain
+    last = 0
+    return [
+        last := _hash(prompt[start : start + BLOCK_BYTES], last) for start in range(0, count * BLOCK_BYTES, BLOCK_BYTES)
+    ]
