@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.routing import Route, Router
@@ -44,10 +44,14 @@ class Gateway:
         self._relayed: dict[str, Relayed] = {}
         self._pages = Router([], redirect_slashes=False, default=unknown, lifespan=self._lifespan)
 
-    async def asgi(self, scope: Message, receive: Receive, send: Send) -> None:
-        """The ASGI app. Paths that go to engines are fixed, so a dictionary finds them; Starlette routes the rest."""
+    def asgi(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
+        """The ASGI app. Paths that go to engines are fixed, so a dictionary finds them; Starlette routes the rest.
+
+        It hands the endpoint's coroutine on instead of waiting for it: each time a request goes on after a wait,
+        Python resumes every coroutine between its task and the wait.
+        """
         relayed = self._relayed.get(scope.get("path", ""))
-        await (relayed or self._pages)(scope, receive, send)
+        return (relayed or self._pages)(scope, receive, send)
 
     @property
     def draining(self) -> bool:

@@ -13,7 +13,7 @@ from gateway import refusals
 from gateway.errors import Refusal, Refused
 from gateway.lifecycle import Lifecycle, request_id
 from gateway.metering import wall_clock_ms
-from gateway.relay import Message, Outgoing, Receive, Send
+from gateway.relay import CLIENT, Message, Outgoing, Receive, Send
 from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
@@ -26,11 +26,10 @@ class Relayed:
         self._lifecycle = lifecycle
         self._endpoint = endpoint
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["method"] != "POST":
-            await refuse_method("POST", scope, send)
-            return
-        await self._lifecycle.serve(self._endpoint, scope, receive, send)
+            return refuse_method("POST", scope)
+        return self._lifecycle.serve(self._endpoint, scope, receive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +50,15 @@ class Page:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await refuse_method("GET", scope, send)
+            await refuse_method("GET", scope)
             return
         try:
             content = await self._show(scope)
         except Refused as refused:
-            await refuse(refused.refusal, scope, send)
+            await refuse(refused.refusal, scope)
         except Exception:
             log.exception("unexpected failure on %s", scope["path"])
-            await refuse(refusals.INTERNAL, scope, send)
+            await refuse(refusals.INTERNAL, scope)
         else:
             await _show(content, scope, send)
 
@@ -67,7 +66,7 @@ class Page:
 async def unknown(scope: Message, receive: Receive, send: Send) -> None:
     """Every other path."""
     if scope["type"] == "http":
-        await refuse(refusals.unknown_path(scope["method"], scope["path"]), scope, send)
+        await refuse(refusals.unknown_path(scope["method"], scope["path"]), scope)
 
 
 async def _show(content: Content, scope: Message, send: Send) -> None:
@@ -85,15 +84,17 @@ async def _show(content: Content, scope: Message, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def refuse(refusal: Refusal, scope: Message, send: Send) -> None:
+async def refuse(refusal: Refusal, scope: Message) -> None:
     """Answers with a refusal."""
-    await Outgoing(send).refuse(refusal, [request_id_header(scope)])
+    await Outgoing(scope["extensions"][CLIENT]).refuse(refusal, [request_id_header(scope)])
 
 
-async def refuse_method(allowed: str, scope: Message, send: Send) -> None:
+async def refuse_method(allowed: str, scope: Message) -> None:
     """Answers another method than the one `allowed`."""
     refusal = refusals.wrong_method(scope["method"], scope["path"], allowed)
-    await Outgoing(send).refuse(refusal, [request_id_header(scope), (b"allow", allowed.encode())])
+    await Outgoing(scope["extensions"][CLIENT]).refuse(
+        refusal, [request_id_header(scope), (b"allow", allowed.encode())]
+    )
 
 
 def request_id_header(scope: Message) -> tuple[bytes, bytes]:

@@ -163,7 +163,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         head = self._head(answer)
         self.outgoing.prepare(answer.status, head)
         try:
-            content, complete = await read_whole(answer)
+            content, complete = (answer.first, True) if answer.complete else await read_whole(answer)
             if complete:
                 head.append((b"content-length", b"%d" % len(content)))
                 told = content
@@ -228,7 +228,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         return prompt, uncounted + (len(texts) if said is None else sum(said))
 
     def _head(self, answer: Answer) -> Headers:
-        return [*answer.headers(), *self.call.answer_headers()]
+        return [*answer.headers, *self.call.answer_headers()]
 
 
 async def count_prompt(fleet: Fleet, model: ModelFleet, view: RequestView, body: bytes) -> PromptSize | None:

@@ -26,7 +26,16 @@ from gateway import refusals
 from gateway.admission import Ask
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
-from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most, prompt_most
+from gateway.context import (
+    ContextLimits,
+    PromptSize,
+    check,
+    estimate,
+    least,
+    output_most,
+    prompt_most,
+    surely_fits,
+)
 from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange, count_prompt
 from gateway.fleet import Fleet, ModelFleet
@@ -34,13 +43,13 @@ from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
 from gateway.policy import Policies, TenantSpec
 from gateway.pricing import Price
-from gateway.reading import ClientGone, read_body
-from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, Send, stream_error
+from gateway.reading import ClientGone, body_at_hand, read_body
+from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
 from gateway.routing import PrefixIndex
 from gateway.settings import Settings
 from gateway.store import EXACT_MAX
 from gateway.telemetry import Telemetry
-from gateway.tenants import Identity, KeyDirectory, KeysUnavailable
+from gateway.tenants import Identity, KeyDirectory, KeysUnavailable, key_of_headers
 from gateway.wire import Endpoint, RequestView, ask_usage, parse, set_fields
 
 log = logging.getLogger(__name__)
@@ -93,7 +102,7 @@ class Lifecycle:
         for watch in list(self._running):
             watch.interrupt()
 
-    async def serve(self, endpoint: Endpoint, scope: Message, receive: Receive, send: Send) -> None:
+    async def serve(self, endpoint: Endpoint, scope: Message, receive: Receive) -> None:
         """One request, from its head to the settled end of its answer."""
         given = dict(scope["headers"])
         now_ms = self.clock.now_ms()
@@ -101,14 +110,17 @@ class Lifecycle:
         if b"traceparent" in given:
             call.traceparent = given[b"traceparent"].decode("latin-1")
         client: Client = scope["extensions"][CLIENT]
-        outgoing = Outgoing(send, client)
+        outgoing = Outgoing(client)
         if self.draining:
             await outgoing.refuse(refusals.DRAINING, call.answer_headers())
             return
         try:
-            identity = await self.authenticate(given)
+            identity = self.keys.recognise(key_of_headers(given)) or await self.authenticate(given)
             call.tenant, call.key = identity.tenant.name, identity.key_id
-            body = await read_body(given.get(b"content-length", b""), receive, limit_bytes=self.settings.max_body_bytes)
+            limit_bytes = self.settings.max_body_bytes
+            body = body_at_hand(client, limit_bytes=limit_bytes)
+            if body is None:
+                body = await read_body(given.get(b"content-length", b""), receive, limit_bytes=limit_bytes)
             view = parse(endpoint, body)
             if view.user or self._labels.tagged:
                 call.user, call.tags = self._labels.read(
@@ -117,7 +129,7 @@ class Lifecycle:
             model = self._permit(identity.tenant, view.model)
             call.model = model.spec.name
             limits = _context_limits(identity.tenant, model)
-            size = await self._measure(view, body, model, limits)
+            size = estimate(view) if surely_fits(view, limits) else await self._measure(view, body, model, limits)
             async with self._reserve(
                 call, identity.tenant, view=view, model=model, limits=limits, size=size
             ) as reservation:
@@ -152,12 +164,9 @@ class Lifecycle:
 
     async def authenticate(self, headers: Mapping[bytes, bytes]) -> Identity:
         """Whose key this is. Raises `Refused`: 401, or 503 while a key cannot be looked up."""
-        authorization = headers.get(b"authorization", b"")
-        scheme, _, key = authorization.partition(b" ")
-        if scheme.lower() != b"bearer":
-            key = headers.get(b"x-api-key", b"")
+        key = key_of_headers(headers)
         try:
-            identity = await self.keys.lookup(key.strip()) if key else None
+            identity = await self.keys.lookup(key) if key else None
         except KeysUnavailable as error:
             raise Refused(refusals.STORE_AWAY) from error
         if identity is None:
@@ -172,10 +181,8 @@ class Lifecycle:
         return self.fleet.models[spec.name]
 
     async def _measure(self, view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits) -> PromptSize:
-        """The prompt's size: exact where a limit lies between its bounds, else an estimate no limit depends on."""
+        """The size of a prompt that may not fit: exact where a limit lies between its bounds, else an estimate."""
         if not view.endpoint.computes:
-            return estimate(view)
-        if check(view, most(view), limits) is None:
             return estimate(view)
         if refusal := check(view, least(view), limits):
             raise Refused(refusal)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from gateway import refusals
 from gateway.errors import Refused
-from gateway.relay import Receive
+from gateway.relay import Client, Receive
 
 
 class ClientGone(Exception):
     """The client left, or was too slow, before its request was complete."""
+
+
+def body_at_hand(client: Client, *, limit_bytes: int) -> bytes | None:
+    """The whole body, if it came with its head, as most do; None: `read_body`. Raises `Refused` (413)."""
+    body = client.body_nowait()
+    if body is not None and len(body) > limit_bytes:
+        raise Refused(refusals.body_too_large(limit_bytes))
+    return body
 
 
 async def read_body(declared: bytes, receive: Receive, *, limit_bytes: int) -> bytes:

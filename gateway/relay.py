@@ -49,13 +49,26 @@ CLIENT = "mtok.client"
 
 
 class Client(Protocol):
-    """What the server offers beyond ASGI, where that costs a task or a coroutine per token."""
+    """What the server offers beyond ASGI, where that costs a task, or a coroutine per part of a request or answer."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the client's connection takes nothing more now: wait for `room`."""
 
     def call_when_gone(self, callback: Callable[[], None]) -> None:
         """Has `callback` called when the client leaves before its answer is complete."""
 
+    def body_nowait(self) -> bytes | None:
+        """The request's body, if it has arrived whole and in one piece; None: `receive` it."""
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Sets the answer's head, which leaves with the first part of its body."""
+
     def write_nowait(self, body: bytes) -> bool:
         """Writes a part of the answer's body. False: the connection is full now."""
+
+    def end_nowait(self, body: bytes) -> None:
+        """Writes the last part of the answer's body."""
 
     async def room(self) -> None:
         """Returns when the connection has room, or is gone."""
@@ -105,31 +118,30 @@ class ClientWatch:
 
 
 class Answer:
-    """An engine's answer whose head and first body bytes have arrived. Close it, or its replica counts it for ever."""
+    """An engine's answer whose head and first body bytes have arrived. Close it, or its replica counts it for ever.
 
-    __slots__ = ("_connection", "first", "replica")
+    `headers` are the engine's headers that are the client's business.
+    """
+
+    __slots__ = ("_connection", "first", "headers", "is_stream", "replica", "status")
 
     def __init__(self, replica: Replica, connection: Connection, first: bytes) -> None:
         self.replica = replica
         self.first = first
+        self.status = connection.status
+        self.is_stream = False
+        self.headers: Headers = []
+        for pair in connection.headers:
+            if pair[0] not in _HOP_BY_HOP:
+                self.headers.append(pair)
+                if pair[0] == b"content-type" and pair[1].startswith(b"text/event-stream"):
+                    self.is_stream = True
         self._connection = connection
-
-    @property
-    def status(self) -> int:
-        return self._connection.status
 
     @property
     def complete(self) -> bool:
         """Whether everything the engine will send has been read."""
         return self._connection.drained
-
-    @property
-    def is_stream(self) -> bool:
-        return any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in self._connection.headers)
-
-    def headers(self) -> Headers:
-        """The engine's headers that are the client's business."""
-        return [pair for pair in self._connection.headers if pair[0] not in _HOP_BY_HOP]
 
     async def read(self) -> bytes:
         """More of the body; empty at its end."""
@@ -155,7 +167,8 @@ async def open_answer(replica: Replica, head: bytes, body: bytes, watch: ClientW
         connection = replica.take_idle() or await replica.connect()
         watch.guard(connection)
         replica.send(connection, head, body)
-        return Answer(replica, connection, await connection.read())
+        await connection.readable()
+        return Answer(replica, connection, connection.read_nowait())
     except BaseException:
         replica.in_flight -= 1
         if connection is not None:
@@ -166,42 +179,37 @@ async def open_answer(replica: Replica, head: bytes, body: bytes, watch: ClientW
 class Outgoing:
     """The answer on its way to the client; its head leaves with its first bytes."""
 
-    __slots__ = ("_client", "_head", "_send", "started")
+    __slots__ = ("_headers", "_status", "client", "started")
 
-    def __init__(self, send: Send, client: Client | None = None) -> None:
-        """`client` is needed for streams only."""
-        self._send = send
-        self._client = client
-        self._head: Message = {}
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._status = 0
+        self._headers: Headers = []
         self.started = False
 
     def prepare(self, status: int, headers: Headers) -> None:
         """Sets the head, which can be set anew until something has been sent."""
-        self._head = {"type": "http.response.start", "status": status, "headers": headers}
+        self._status = status
+        self._headers = headers
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """From here on the head is fixed."""
         if not self.started:
             self.started = True
-            await self._send(self._head)
+            self.client.start(self._status, self._headers)
 
-    def write_nowait(self, data: bytes) -> bool:
-        """Writes a part of an answer that has been started. False: the client's connection is full, wait for `room`."""
-        assert self._client is not None
-        return self._client.write_nowait(data)
-
-    async def room(self) -> None:
-        """Returns when the client's connection has room, or is gone."""
-        assert self._client is not None
-        await self._client.room()
-
-    async def write(self, data: bytes, *, more: bool = True) -> None:
+    async def write(self, data: bytes) -> None:
         """Returns when the client's connection has room again."""
-        await self.start()
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self.start()
+        if not self.client.write_nowait(data):
+            await self.client.room()
 
     async def end(self, data: bytes = b"") -> None:
-        await self.write(data, more=False)
+        """Writes the last bytes, once the client's connection has room for them."""
+        self.start()
+        if self.client.full:
+            await self.client.room()
+        self.client.end_nowait(data)
 
     async def refuse(self, refusal: Refusal, headers: Headers) -> None:
         """Answers with a refusal."""
@@ -218,19 +226,21 @@ def json_head(content: bytes) -> Headers:
 async def pump_stream(answer: Answer, scanner: StreamScanner, outgoing: Outgoing) -> bytes:
     """Relays a stream up to its last event, which it returns: the caller settles, then sends it."""
     held: list[bytes] = []
+    client = outgoing.client
 
     def sink(data: bytes) -> bool:
         out = scanner.feed(data)
         if scanner.ended or answer.complete:
             held.append(out)
             return True
-        return not out or outgoing.write_nowait(out)
+        return not out or client.write_nowait(out)
 
-    await outgoing.start()
+    outgoing.start()
     sink(answer.first)
     try:
         while not answer.complete:
-            await outgoing.room()
+            if client.full:
+                await client.room()
             await answer.push(sink)
     except UpstreamLost:
         if not scanner.ended:
@@ -240,8 +250,6 @@ async def pump_stream(answer: Answer, scanner: StreamScanner, outgoing: Outgoing
 
 async def read_whole(answer: Answer) -> tuple[bytes, bool]:
     """The body and True; what has arrived and False once that is longer than `MAX_WHOLE_BYTES`."""
-    if answer.complete:
-        return answer.first, True
     parts, size = [answer.first], len(answer.first)
     while not answer.complete and size <= MAX_WHOLE_BYTES:
         parts.append(await answer.read())

@@ -174,7 +174,7 @@ class LiveUsage:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await refuse_method("GET", scope, send)
+            await refuse_method("GET", scope)
             return
         headers = dict(scope["headers"])
         try:
@@ -183,7 +183,7 @@ class LiveUsage:
             after = await self._begin(headers, tenant)
             self._take_place(tenant)
         except Refused as refused:
-            await refuse(refused.refusal, scope, send)
+            await refuse(refused.refusal, scope)
             return
         try:
             head = [

@@ -63,6 +63,21 @@ def estimate(view: RequestView) -> PromptSize:
     return PromptSize(total=total, longest=max(1, total // view.prompts), exact=False)
 
 
+def surely_fits(view: RequestView, limits: ContextLimits) -> bool:
+    """Whether even the most the prompt can have passes `check`: most requests are far from any limit."""
+    output = view.output_tokens or 0
+    if limits.output_max is not None and output > limits.output_max:
+        return False
+    if view.prompt_tokens is None:
+        prompt = longest = len(view.prompt) + TEMPLATE_TOKENS
+    else:
+        prompt, longest = view.prompt_tokens, view.longest_tokens or 0
+    if limits.input_max is not None and prompt > limits.input_max:
+        return False
+    needed = max(output, 1) if view.endpoint.generates else 0
+    return limits.context is None or longest + needed <= limits.context
+
+
 def check(view: RequestView, size: PromptSize, limits: ContextLimits) -> Refusal | None:
     """What refuses a prompt of this size, if anything does. The output limit needs no size and is checked too."""
     output = view.output_tokens or 0
@@ -102,10 +117,14 @@ def output_most(view: RequestView, prompt_least: int, limits: ContextLimits) -> 
     """The most output tokens one answer may get, by its own bound, the tenant's limit and the context."""
     if not view.endpoint.generates:
         return 0
-    bounds = [bound for bound in (view.output_tokens, limits.output_max) if bound is not None]
+    tokens = view.output_tokens
+    if limits.output_max is not None and (tokens is None or limits.output_max < tokens):
+        tokens = limits.output_max
     if limits.context is not None:
-        bounds.append(max(1, limits.context - prompt_least))
-    return min(bounds) if bounds else 0
+        room = limits.context - prompt_least
+        if tokens is None or room < tokens:
+            tokens = room if room > 0 else 1
+    return tokens or 0
 
 
 def _known(view: RequestView) -> PromptSize:

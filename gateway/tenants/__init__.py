@@ -7,7 +7,7 @@ where it was shown once. Everything here stores and compares the SHA-256 of the 
 from gateway.policy import check_public_id, hash_key, looks_like_key, parse_public_id
 
 from ._directory import Identity, KeyDirectory, KeysUnavailable
-from ._keys import key_of_header, new_key, new_public_id
+from ._keys import key_of_header, key_of_headers, new_key, new_public_id
 from ._store import (
     KEYS_CHANGED_CHANNEL,
     IssuedKey,
@@ -32,6 +32,7 @@ __all__ = [
     "check_public_id",
     "hash_key",
     "key_of_header",
+    "key_of_headers",
     "looks_like_key",
     "new_key",
     "new_public_id",

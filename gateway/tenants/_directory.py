@@ -128,6 +128,10 @@ class KeyDirectory:
             return known.identity
         return None
 
+    def recognise(self, key: bytes) -> Identity | None:
+        """The identity of a bare key if it is known without asking: what `lookup` would say, without a coroutine."""
+        return self.known(hashlib.sha256(key).digest())
+
     async def lookup(self, credential: bytes) -> Identity | None:
         """The identity behind an `Authorization` header's value or a bare key; None when there is no such key.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import string
+from collections.abc import Mapping
 
 from gateway.policy import check_public_id
 
@@ -34,6 +35,14 @@ def new_public_id(tenant: str) -> str:
         name = f"key-{name}"  # an id that begins like a key is taken for one
     suffix = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(6))
     return f"{name}-{suffix}"
+
+
+def key_of_headers(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key a request came with, as OpenAI's SDKs send it or as Anthropic's do; empty when there is none."""
+    authorization = headers.get(b"authorization", b"")
+    if authorization[:7].lower() == _BEARER:
+        return authorization[7:].strip()
+    return headers.get(b"x-api-key", b"").strip()
 
 
 def key_of_header(value: bytes) -> bytes:

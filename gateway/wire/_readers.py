@@ -109,12 +109,12 @@ class _MessageAnswer(Struct):
     usage: MessageUsage | None = None
 
 
-_readers: dict[Endpoint, msgspec.json.Decoder[_Answer | _ResponseAnswer | _MessageAnswer]] = {
-    Endpoint.CHAT: msgspec.json.Decoder(_Answer),
-    Endpoint.COMPLETIONS: msgspec.json.Decoder(_Answer),
-    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answer),
-    Endpoint.RESPONSES: msgspec.json.Decoder(_ResponseAnswer),
-    Endpoint.MESSAGES: msgspec.json.Decoder(_MessageAnswer),
+_readers: dict[str, msgspec.json.Decoder[_Answer | _ResponseAnswer | _MessageAnswer]] = {
+    Endpoint.CHAT.path: msgspec.json.Decoder(_Answer),
+    Endpoint.COMPLETIONS.path: msgspec.json.Decoder(_Answer),
+    Endpoint.EMBEDDINGS.path: msgspec.json.Decoder(_Answer),
+    Endpoint.RESPONSES.path: msgspec.json.Decoder(_ResponseAnswer),
+    Endpoint.MESSAGES.path: msgspec.json.Decoder(_MessageAnswer),
 }
 
 completion_usage = msgspec.json.Decoder(CompletionUsage)
@@ -122,7 +122,7 @@ completion_usage = msgspec.json.Decoder(CompletionUsage)
 
 def read_answer(endpoint: Endpoint, body: bytes) -> Usage | None:
     """Usage of a whole JSON answer; None when it holds none or is not what this endpoint answers."""
-    reader = _readers.get(endpoint)
+    reader = _readers.get(endpoint.path)
     if reader is None:
         return None
     try:

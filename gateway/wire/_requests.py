@@ -169,7 +169,7 @@ def parse(endpoint: Endpoint, body: bytes) -> RequestView:
     try:
         if not body.isascii():
             body.decode()
-        return _PARSERS[endpoint](body)
+        return _PARSERS[endpoint.path](body)
     except UnicodeDecodeError as error:
         raise _bad(None, f"The body is not valid UTF-8 (byte {error.start}). Send JSON encoded as UTF-8.") from error
     except RecursionError as error:
@@ -294,13 +294,13 @@ def _parse_tokenize(body: bytes) -> RequestView:
 
 
 _PARSERS = {
-    Endpoint.CHAT: _parse_chat,
-    Endpoint.COMPLETIONS: _parse_completions,
-    Endpoint.RESPONSES: _parse_responses,
-    Endpoint.MESSAGES: _parse_messages,
-    Endpoint.COUNT_TOKENS: _parse_count_tokens,
-    Endpoint.EMBEDDINGS: _parse_embeddings,
-    Endpoint.TOKENIZE: _parse_tokenize,
+    Endpoint.CHAT.path: _parse_chat,
+    Endpoint.COMPLETIONS.path: _parse_completions,
+    Endpoint.RESPONSES.path: _parse_responses,
+    Endpoint.MESSAGES.path: _parse_messages,
+    Endpoint.COUNT_TOKENS.path: _parse_count_tokens,
+    Endpoint.EMBEDDINGS.path: _parse_embeddings,
+    Endpoint.TOKENIZE.path: _parse_tokenize,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most, questions
+from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most, questions, surely_fits
 from gateway.wire import Endpoint, RequestView, parse
 
 TEXT = st.text(max_size=300) | st.text(alphabet='ab \u4e2d\U0001f600\x00"\\', max_size=300)
@@ -169,3 +169,30 @@ def test_questions_to_the_tokenizer() -> None:
     ]
     assert asked(Endpoint.RESPONSES, input=[{"type": "function_call_output", "output": "x"}]) == []
     assert asked(Endpoint.TOKENIZE, prompt="x") == []
+
+
+@given(
+    prompt=st.integers(0, 400),
+    counted=st.none() | st.integers(1, 400),
+    output=st.none() | st.integers(1, 400),
+    generates=st.booleans(),
+    bounds=st.tuples(*[st.none() | st.integers(1, 700)] * 3),
+)
+def test_what_surely_fits_is_what_passes_at_its_largest(
+    prompt: int,
+    counted: int | None,
+    output: int | None,
+    generates: bool,
+    bounds: tuple[int | None, int | None, int | None],
+) -> None:
+    """The quick look at a prompt far from every limit never disagrees with the full one."""
+    limits = ContextLimits(context=bounds[0], input_max=bounds[1], output_max=bounds[2])
+    view = RequestView(
+        endpoint=Endpoint.CHAT if generates else Endpoint.EMBEDDINGS,
+        model="tiny",
+        prompt=b"x" * prompt,
+        prompt_tokens=counted,
+        longest_tokens=counted,
+        output_tokens=output,
+    )
+    assert surely_fits(view, limits) == (check(view, most(view), limits) is None)
