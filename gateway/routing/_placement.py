@@ -65,9 +65,10 @@ class PrefixIndex:
         Its deepest block counts, whoever saw the ones before it since. A chain known to its end is a whole prompt,
         unless it was too long to be hashed to its end.
         """
-        owner = self._owner
+        owner, before = self._owner, self._before
         for depth in range(len(chain), 0, -1):
-            if owner.get(chain[depth - 1]) == name:
+            block = chain[depth - 1]
+            if (owner.get(block) or before.get(block)) == name:
                 return prompt_bytes if depth == len(chain) < MAX_BLOCKS else depth * BLOCK_BYTES
         return 0
 

@@ -144,3 +144,20 @@ def test_the_index_is_bounded_and_forgets_the_oldest() -> None:
     assert index.owner(used) == "a"
     assert index.owner(prefix_chain(b"0")) is None
     assert index.owner(prefix_chain(b"99")) == "b"
+
+
+def test_a_prefix_stays_known_and_warm_until_its_generation_goes() -> None:
+    """A generation's turn forgets nothing that was used in it; the next turn does, unless it was used again."""
+    index = PrefixIndex(max_blocks=10)
+    prompt = b"used"
+    chain = prefix_chain(prompt)
+    index.note(chain, "a")
+    for number in range(5):
+        index.note(prefix_chain(b"%d" % number), "b")
+    assert index.owner(chain) == "a"
+    assert index.warm_bytes(chain, "a", len(prompt)) == len(prompt)
+    index.note(chain, "b")
+    assert index.warm_bytes(chain, "a", len(prompt)) == 0
+    for number in range(10):
+        index.note(prefix_chain(b"%d" % number), "b")
+    assert index.owner(chain) is None
