@@ -104,12 +104,12 @@ class Lifecycle:
 
     async def serve(self, endpoint: Endpoint, scope: Message, receive: Receive) -> None:
         """One request, from its head to the settled end of its answer."""
-        given = dict(scope["headers"])
+        client: Client = scope["extensions"][CLIENT]
+        given = client.headers
         now_ms = self.clock.now_ms()
         call = Call(request_id(given, now_ms), endpoint, now_ms)
         if b"traceparent" in given:
             call.traceparent = given[b"traceparent"].decode("latin-1")
-        client: Client = scope["extensions"][CLIENT]
         outgoing = Outgoing(client)
         if self.draining:
             await outgoing.refuse(refusals.DRAINING, call.answer_headers())

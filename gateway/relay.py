@@ -7,7 +7,7 @@ tried. The last bytes are held back until the answer is settled: an answer that 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import msgspec
@@ -50,6 +50,10 @@ CLIENT = "mtok.client"
 
 class Client(Protocol):
     """What the server offers beyond ASGI, where that costs a task, or a coroutine per part of a request or answer."""
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The request's headers, names in lower case; of one that is repeated the last."""
 
     @property
     def full(self) -> bool:

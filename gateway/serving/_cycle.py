@@ -33,6 +33,7 @@ class Cycle:
         "body",
         "disconnected",
         "expects_continue",
+        "headers",
         "keep_alive",
         "more_body",
         "response_complete",
@@ -41,8 +42,11 @@ class Cycle:
         "waiter",
     )
 
-    def __init__(self, protocol: BoundedProtocol, scope: dict[str, Any], *, keep_alive: bool) -> None:
+    def __init__(
+        self, protocol: BoundedProtocol, scope: dict[str, Any], headers: dict[bytes, bytes], *, keep_alive: bool
+    ) -> None:
         self.scope = scope
+        self.headers = headers
         self.keep_alive = keep_alive
         self.expects_continue = False
         self.body: list[bytes] = []

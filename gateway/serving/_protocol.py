@@ -143,11 +143,11 @@ class BoundedProtocol(HttpToolsProtocol):
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
-            "headers": list(given.items()),
+            "headers": given.items(),
             "client": self.client,
             "server": self.server,
         }
-        cycle = Cycle(self, scope, keep_alive=http_version != "1.0" and self.parser.should_keep_alive())
+        cycle = Cycle(self, scope, given, keep_alive=http_version != "1.0" and self.parser.should_keep_alive())
         if b"expect" in given:
             cycle.expects_continue = given[b"expect"].lower() == b"100-continue"
         scope["extensions"] = {CLIENT: cycle}

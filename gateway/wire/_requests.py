@@ -334,6 +334,8 @@ def _usage_wishes(options: _StreamOptions | UnsetType | None) -> dict[str, Any]:
 
 def _require_items(raw: Raw, param: str) -> None:
     value = bytes(raw)
+    if value[:2] == b"[{":
+        return
     if value[:1] != b"[":
         raise _bad(param, f"'{param}' must be an array of messages.")
     if not value[1:-1].strip():
