@@ -4,7 +4,7 @@ At most one batch is on its way at a time. Whoever wants something meanwhile is 
 takes all of it: one script call per caller (a caller is one tenant's account, so a call's keys share one hash tag),
 all calls in one pipeline. No task and no timer per operation. A batch of one leaves on the loop's next turn; under load
 more gathers while one is away, and none leaves sooner than `PACE_S` after the last: a thousand requests a second then
-share 250 calls.
+share 500 calls.
 
 A failure is told to everyone aboard, and a caller who still has something to say is asked again after a pause that
 doubles up to `RETRY_MAX_S`. New wishes do not wait for that pause: the first one may find Redis back.
@@ -25,7 +25,7 @@ from ._scripts import Script
 
 log = logging.getLogger(__name__)
 
-PACE_S = 0.004
+PACE_S = 0.002
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 2.0
 
