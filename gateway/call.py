@@ -168,5 +168,7 @@ class Reservation:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._telemetry.metrics.running -= 1
+        if self._lease is None:
+            return
         code = "cancelled" if kind is asyncio.CancelledError else "internal_error"
         await self.settle(Outcome("upstream_lost", self.meter.cut(), code))

@@ -3,10 +3,9 @@
 # ruff: noqa: PLC0415 - see _app.py: what imports redis or a server is imported by the command that needs it
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
 import msgspec
@@ -14,14 +13,11 @@ import typer
 
 from gateway.errors import Refusal
 
-from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, settings, table
+from ._store import ask_store
+from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, table
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
-    from redis.asyncio import Redis
-
     from gateway.audit import Audit, Row, Tokens, Verdict
-
-_Found = TypeVar("_Found")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -82,13 +78,13 @@ def _audited(start_s: int, end_s: int, replicas: list[str] | None) -> Audit:
     from gateway.audit import audit as run_audit
 
     now_ms = time.time_ns() // 1_000_000
-    return _with_redis(lambda redis: run_audit(redis, start_s=start_s, end_s=end_s, now_ms=now_ms, replicas=replicas))
+    return ask_store(lambda redis: run_audit(redis, start_s=start_s, end_s=end_s, now_ms=now_ms, replicas=replicas))
 
 
 def _recompute(start_s: int, end_s: int, now_s: int, *, as_json: bool) -> None:
     from gateway.audit import recompute
 
-    found = _with_redis(lambda redis: recompute(redis, start_s=start_s, end_s=end_s, now_s=now_s))
+    found = ask_store(lambda redis: recompute(redis, start_s=start_s, end_s=end_s, now_s=now_s))
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
@@ -100,21 +96,6 @@ def _recompute(start_s: int, end_s: int, now_s: int, *, as_json: bool) -> None:
         typer.echo(f"{found.differing} DIFFER" if found.differing else "All agree.")
     if found.differing:
         raise typer.Exit(FAILED)
-
-
-def _with_redis(use: Callable[[Redis], Awaitable[_Found]]) -> _Found:
-    from gateway.store import EmbeddedStoreFailed, StoreUnavailable, connect
-
-    async def run() -> _Found:
-        async with connect(settings()) as redis:
-            return await use(redis)
-
-    try:
-        return asyncio.run(run())
-    except StoreUnavailable:
-        fail("Redis does not answer; is MTOK_REDIS_URL right?", FAILED)
-    except EmbeddedStoreFailed as error:
-        fail(str(error), FAILED)
 
 
 def _json(found: Audit) -> str:

@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - see _app.py: what imports redis or a server is imported by the command that needs it
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from dataclasses import replace
@@ -17,7 +16,8 @@ from typer.core import TyperGroup
 from gateway.errors import Refusal
 
 from . import _export
-from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, settings, table
+from ._store import ask_store
+from ._words import MISUSED, STORE_ENVIRONMENT, fail, moment, table
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.usage import Report, UsageQuery, UsageResult
@@ -93,12 +93,11 @@ def usage(  # noqa: PLR0917 - options have names on the command line
 
 
 def _report(tenant: str, query: UsageQuery, now_s: int) -> Report:
-    from gateway.store import EmbeddedStoreFailed, StoreUnavailable, connect
     from gateway.usage import report
 
-    async def run() -> Report:
-        async with connect(settings()) as redis:
-            return await report(
+    try:
+        return ask_store(
+            lambda redis: report(
                 redis,
                 tenant,
                 replace(query, limit=sys.maxsize),
@@ -107,13 +106,7 @@ def _report(tenant: str, query: UsageQuery, now_s: int) -> Report:
                 limits=None,  # limits and prices are the policies', which this command does not read
                 prices=None,
             )
-
-    try:
-        return asyncio.run(run())
-    except StoreUnavailable:
-        fail("Redis does not answer; is MTOK_REDIS_URL right?", FAILED)
-    except EmbeddedStoreFailed as error:
-        fail(str(error), FAILED)
+        )
     except ValueError as error:
         fail(str(error), MISUSED)
 
