@@ -68,6 +68,7 @@ class UsagePages:
         tenant = self.tenant(reader, query.tenant)
         usable = policies.models_of(tenant)
         prices = {m.name: self._lifecycle.prices[m.name] for m in usable if m.name in self._lifecycle.prices}
+        await self._lifecycle.ledger.booked(tenant.name)
         with _store_away_refused():
             answer = await report(
                 self._redis,
@@ -87,6 +88,7 @@ class UsagePages:
             raise Refused(query)
         reader = await self.reader(dict(scope["headers"]))
         tenant = self.tenant(reader, query.tenant)
+        await self._lifecycle.ledger.booked(tenant.name)
         with _store_away_refused():
             answer = await list_requests(self._redis, tenant.name, query, _replica_names(reader))
         return Content(msgspec.json.encode(answer), cache_control=b"private, no-cache")
@@ -99,6 +101,7 @@ class UsagePages:
             raise Refused(query)
         reader = await self.reader(dict(scope["headers"]))
         tenant = self.tenant(reader, query.tenant)
+        await self._lifecycle.ledger.booked(tenant.name)
         with _store_away_refused():
             found = await find_request(
                 self._redis,
@@ -133,6 +136,7 @@ class UsagePages:
         reader = await self.reader(dict(scope["headers"]))
         everyone = policies.tenants if reader is None else [reader.name]
         tenants = [self.tenant(reader, name).name for name in query.projects or everyone]
+        await asyncio.gather(*(self._lifecycle.ledger.booked(name) for name in tenants))
         with _store_away_refused():
             answer = await organization_page(self._redis, tenants, query)
         return Content(msgspec.json.encode(answer), cache_control=_cache_control(query.end_s, now_s))

@@ -37,7 +37,7 @@ from ._record import Record
 from ._settings import LedgerSettings
 from ._sums import usage_sums
 
-BOOKING_LATE_S = 0.03
+BOOKING_LATE_S = 0.015
 """A booking may wait so long for company: nobody waits for it but the tenant's own next requests."""
 
 
@@ -99,6 +99,7 @@ class TenantAccount:
         self._releases: list[Release] = []
         self._releasing: list[Release] = []
         self._away_ms = 0
+        self._readers: list[asyncio.Future[None]] = []
         self._idle_renewals = 0
         self._turn = 0
         self._sending: Outbox | None = None
@@ -165,6 +166,13 @@ class TenantAccount:
         if self._held or self.unbooked:
             self._wake(self)
 
+    def booked(self) -> asyncio.Future[None]:
+        """Done when Redis has what is on disk now, or turns out to be away. Sends it at once."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._readers.append(future)
+        self._wake(self)
+        return future
+
     def booking_waits(self) -> None:
         """An outbox has something new."""
         self._load_missing()
@@ -223,6 +231,8 @@ class TenantAccount:
         if self._sending is not None:
             self._hear(self._sending, answer.last)
         self._load_missing()
+        if self._readers and not self.unbooked:
+            self._tell_readers()
         return bool(self._waiting or self._renewals or self._releases or self._outbox_waits())
 
     def fail(self, error: StoreUnavailable) -> bool:
@@ -232,9 +242,16 @@ class TenantAccount:
         for waiting in refused:
             if not waiting.decided.done():
                 waiting.decided.set_exception(error)
+        self._tell_readers()
         self._releases = self._releasing + self._releases
         self._releasing = []
         return bool(self._waiting or self._releases or self.unbooked)
+
+    def _tell_readers(self) -> None:
+        readers, self._readers = self._readers, []
+        for future in readers:
+            if not future.done():
+                future.set_result(None)
 
     def _board(self) -> list[_Waiting]:
         """The asks of the next call. Before Redis has said where it stands there are none; while it is being given back

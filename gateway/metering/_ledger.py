@@ -3,7 +3,7 @@
     reserve   asks the tenant's account in Redis, with whatever else waits there
     watch     while it runs, about once a second its usage so far goes to the journal
     settle    the event goes to the journal; when that commit returns, the answer may end
-    ship      outboxes send what is on disk to Redis, in order, with the next call or within 30 ms
+    ship      outboxes send what is on disk to Redis, in order, with the next call or within 15 ms
 
 Redis away at reserve: `StoreUnavailable`, and the request is refused. Redis away at settle: nothing waits for it. A
 journal whose worker died is adopted by another one of the same directory: what was open there is billed at its last
@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 ASK_TOKENS_MAX = 10**10
 """More is refused by any limit there can be; keeps the script's arithmetic exact."""
 
+
+READ_WAIT_S = 0.25
+"""The longest that a reader waits for what was booked before it asked."""
 
 UNLIMITED = LimitsSpec()
 
@@ -185,6 +188,16 @@ class Ledger:
         if not self.admits:
             raise JournalUnavailable(self._books.failure)
         await self._books.book(Record(event, Lease("", event.tenant, period, 0, 0, 0) if period else None))
+
+    async def booked(self, tenant: str) -> None:
+        """Returns when Redis has what this worker has booked of `tenant`, so that who reads after an answer finds it;
+        or after `READ_WAIT_S`, or when Redis is away."""
+        account = self._accounts.get(tenant)
+        if account is None or not account.unbooked or self._coalescer.failures:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_WAIT_S):
+                await account.booked()
 
     async def shipped(self, timeout_s: float) -> bool:
         """Whether Redis has everything that is on disk, waiting for it for at most `timeout_s`."""
