@@ -37,7 +37,7 @@ from ._record import Record
 from ._settings import LedgerSettings
 from ._sums import usage_sums
 
-BOOKING_LATE_S = 0.015
+BOOKING_LATE_S = 0.02
 """A booking may wait so long for company: nobody waits for it but the tenant's own next requests."""
 
 

@@ -3,7 +3,7 @@
     reserve   asks the tenant's account in Redis, with whatever else waits there
     watch     while it runs, about once a second its usage so far goes to the journal
     settle    the event goes to the journal; when that commit returns, the answer may end
-    ship      outboxes send what is on disk to Redis, in order, with the next call or within 15 ms
+    ship      outboxes send what is on disk to Redis, in order, with the next call or within 20 ms
 
 Redis away at reserve: `StoreUnavailable`, and the request is refused. Redis away at settle: nothing waits for it. A
 journal whose worker died is adopted by another one of the same directory: what was open there is billed at its last
