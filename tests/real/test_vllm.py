@@ -32,7 +32,7 @@ AT_ONCE = 16
 ABORT_S = 0.5
 HANG_UPS = 4
 MINUTE_S = 60
-READ_S = 20
+READ_S = 45
 """By then the engines' counters have been read again, and what was read is settled."""
 RUNNING = {"include_usage": True, "continuous_usage_stats": True}
 HELLO = [{"role": "user", "content": "Hello"}]
