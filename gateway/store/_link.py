@@ -63,10 +63,6 @@ class Link(asyncio.Protocol):
         if transport.is_closing():
             raise StoreUnavailable("Redis closed the connection at once")
 
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None
-
     def send(self, data: bytes, *, replies: int) -> None:
         """Sends a batch of commands; `on_replies` gets that many replies."""
         assert self._transport is not None

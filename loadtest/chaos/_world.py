@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ TENANTS: Mapping[str, tuple[int, dict[str, object]]] = {
 """Each with its share of the requests and its limits."""
 
 
-class Service:
+class Service(ABC):
     """A process in a session of its own, started again on the same port with the same files."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None):
@@ -115,8 +116,9 @@ class Service:
         if self._process is not None:
             await self.kill()
 
+    @abstractmethod
     async def answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it does its work."""
 
     def log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
