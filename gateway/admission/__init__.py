@@ -1,7 +1,8 @@
 """May it run now? What a request asks for, what it is granted or denied, and how the client is told.
 
 No I/O and no clock: the account itself is decided in one atomic script (`store/scripts/account.lua`), which
-`metering.Ledger` calls; here are the values that go in and come out.
+`metering.Ledger` calls; here are the values that go in and come out. Where a replica's capacity is what is short,
+`Work` says what a request asks of it.
 """
 
 from ._headers import go_duration, ratelimit_headers
@@ -9,9 +10,11 @@ from ._money import usd
 from ._periods import Period, PeriodKind, period_at
 from ._refusal import refusal
 from ._values import Ask, Denial, Dimension, Grant, Lease, Standing
+from ._work import Cost, Turned, Work
 
 __all__ = [
     "Ask",
+    "Cost",
     "Denial",
     "Dimension",
     "Grant",
@@ -19,6 +22,8 @@ __all__ = [
     "Period",
     "PeriodKind",
     "Standing",
+    "Turned",
+    "Work",
     "go_duration",
     "period_at",
     "ratelimit_headers",
