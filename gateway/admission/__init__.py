@@ -8,6 +8,8 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 from ._headers import go_duration, ratelimit_headers
 from ._money import usd
 from ._periods import Period, PeriodKind, period_at
+from ._predict import Predictor
+from ._queue import FairQueue
 from ._refusal import refusal
 from ._values import Ask, Denial, Dimension, Grant, Lease, Standing
 from ._work import Cost, Turned, Work
@@ -17,10 +19,12 @@ __all__ = [
     "Cost",
     "Denial",
     "Dimension",
+    "FairQueue",
     "Grant",
     "Lease",
     "Period",
     "PeriodKind",
+    "Predictor",
     "Standing",
     "Turned",
     "Work",

@@ -11,7 +11,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `id` is the request's. `band` is its priority: higher goes first. `weight` is the tenant's share within its band.
     `input_tokens` is the whole prompt, of which `cached_tokens` are predicted to be in a replica's cache;
     `output_tokens` is the predicted answer. `retry`: the client has tried before. `deadline_ms` is the latest time
-    at which it may be dispatched. `prefix` is the first block of its prefix chain, 0 where there is none.
+    at which it may be dispatched. `prefix` is the first block of its prefix chain, 0 where there is none. `max_share`
+    is the part of the replicas' sequences that its tenant may hold at most, even where the rest is idle.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     arrived_ms: int
     deadline_ms: int
     prefix: int = 0
+    max_share: float = 1.0
 
     @property
     def uncached_tokens(self) -> int:

@@ -1,0 +1,381 @@
+"""The fair queue of one model: what waits for its replicas, and whose turn it is.
+
+Higher bands go first, but each lower one has a floor. Within a band tenants go by their virtual token counters; within
+a tenant first attempts before retries, then first come first served or the shortest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heappush
+
+from ._counters import Band
+from ._drain import Drain
+from ._flow import Entry, Flow
+from ._retry import Doubling, Returns
+from ._work import Cost, Turned, Work
+
+LOWER_BAND_FLOOR = 0.05
+"""Of the cost dispatched while a lower band waits, what it gets even if higher ones could use it all."""
+
+CREDIT_TOKENS = 20_000.0
+"""How far a tenant can be behind: about a second of an H200 with an 8B model, a dozen chat requests."""
+
+LOCALITY_TOKENS = 2_000.0
+"""About one chat request: what tenants may be given out of turn because their prefix is the one just dispatched."""
+
+OVERTAKEN_TOKENS = 20_000.0
+"""What others may be given while the head of a tenant whose turn it is fits no replica, if the head costs less."""
+
+MERGED_S = 10.0
+"""Service that other gateways gave counts up to what the whole fleet drains in this time."""
+
+_LOOK = 32
+"""So many tenants in order of their counters are asked whether their head fits."""
+
+
+class FairQueue:
+    """Decides for one model; no clock and no I/O. A work is offered or started, then ended, withdrawn or expired.
+
+    `locality_tokens` and `credit_tokens` are costs, per tenant. `sequences`, where it is known, is how many requests
+    the replicas run at most, for tenants that may hold only a part of them (`max_share`); it may change.
+    """
+
+    def __init__(
+        self,
+        *,
+        cost: Cost | None = None,
+        lowest_band_floor: float = LOWER_BAND_FLOOR,
+        locality_tokens: float = LOCALITY_TOKENS,
+        credit_tokens: float = CREDIT_TOKENS,
+        shortest_first: bool = False,
+    ) -> None:
+        self.sequences: int | None = None
+        self._cost = cost or Cost()
+        self._floor = lowest_band_floor
+        self._locality_tokens = locality_tokens
+        self._credit_tokens = credit_tokens
+        self._shortest_first = shortest_first
+        self._bands: list[Band] = []
+        self._by_priority: dict[int, Band] = {}
+        self._entries: dict[str, Entry] = {}
+        self._deadlines: list[tuple[int, int, Entry]] = []
+        self._late: list[Entry] = []
+        self._waiting = 0
+        self._sequence = 0
+        self._prefix = 0
+        self._drain = Drain()
+        self._returns = Returns()
+        self._doubling = Doubling()
+
+    def __len__(self) -> int:
+        """Works that wait."""
+        return self._waiting
+
+    def offer(self, work: Work, now_ms: int) -> Turned | None:
+        """Lets `work` wait, or refuses it because it would wait past its deadline; a refusal changes no counter.
+
+        With nothing waiting nothing is refused: a rate that was measured too low is found out only by waiting.
+        """
+        self._drain.passed(now_ms, waits=self._waiting > 0)
+        cost = self._cost_of(work)
+        if self._waiting:
+            wait_ms = self._wait_ms(work, cost)
+            if wait_ms is not None and now_ms + wait_ms > work.deadline_ms:
+                return self._turned(work, cost, wait_ms, now_ms)
+        elif now_ms > work.deadline_ms:
+            return self._turned(work, cost, self._wait_ms(work, cost), now_ms)
+        self._wait(self._entry(work, cost))
+        return None
+
+    def next(self, fits: Callable[[Work, bool], bool], now_ms: int) -> Work | None:
+        """The work to dispatch now, taken out and charged; None where nothing that waits may run.
+
+        `fits(work, below_share)` says whether a replica has room; the work returned is the one it was asked about last.
+        """
+        self._drain.passed(now_ms, waits=self._waiting > 0)
+        self._set_late_aside(now_ms)
+        misfits: list[_Misfit] = []
+        for band in self._in_order():
+            flow, below, blocked = self._choose(band, fits, misfits)
+            if flow is not None:
+                entry = flow.head
+                for misfit in misfits:
+                    misfit.pay(entry.cost, below)
+                self._pay_floors(band, entry.cost)
+                if flow is band.waiting[0][2]:
+                    band.out_of_turn = 0.0
+                self._waiting -= 1
+                band.run(entry)
+                self._prefix = entry.work.prefix
+                self._drain.dispatched(band.priority, entry.cost)
+                return entry.work
+            if blocked:
+                return None
+        return None
+
+    def start(self, work: Work, now_ms: int) -> None:
+        """`work` is dispatched without having waited: charged the same."""
+        self._drain.passed(now_ms, waits=self._waiting > 0)
+        entry = self._entry(work, self._cost_of(work))
+        self._prefix = work.prefix
+        self._by_priority[work.band].run(entry)
+
+    def ended(self, work: Work, *, input_tokens: int, cached_tokens: int, output_tokens: int, now_ms: int) -> None:
+        """`work` has ended in the engine, having used this; zeros where it never ran. Only the first call counts."""
+        self._drain.passed(now_ms, waits=self._waiting > 0)
+        entry = self._entries.get(work.id)
+        if entry is None or entry.waits:
+            return
+        del self._entries[work.id]
+        used = self._cost.of(input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
+        self._by_priority[work.band].end(entry, used)
+
+    def requeue(self, work: Work, now_ms: int) -> None:
+        """The engine would not have `work`: it goes back before all its tenant's, and was never charged."""
+        self._drain.passed(now_ms, waits=self._waiting > 0)
+        entry = self._entries.get(work.id)
+        if entry is None or entry.waits:
+            return
+        band = self._by_priority[work.band]
+        band.end(entry, 0.0)
+        self._drain.undone(band.priority, entry.cost)
+        entry.rank = -1
+        self._wait(entry)
+
+    def withdraw(self, work: Work) -> None:
+        """Nobody waits for `work` any more. One that runs has to end."""
+        entry = self._entries.get(work.id)
+        if entry is not None and entry.waits:
+            self._leave(entry)
+            del self._entries[work.id]
+        elif entry is not None and entry in self._late:
+            self._late.remove(entry)
+            del self._entries[work.id]
+
+    def expired(self, now_ms: int) -> list[tuple[Work, Turned]]:
+        """Those whose deadline has passed, taken out, and what to tell them."""
+        self._drain.passed(now_ms, waits=self._waiting > 0)
+        self._set_late_aside(now_ms)
+        late, self._late = self._late, []
+        expired = []
+        for entry in late:
+            del self._entries[entry.work.id]
+            wait_ms = self._wait_ms(entry.work, entry.cost)
+            expired.append((entry.work, self._turned(entry.work, entry.cost, wait_ms, now_ms)))
+        return expired
+
+    def below_share(self, work: Work) -> bool:
+        """Whether what its tenant has running is less than its share of what runs in its band and lower ones."""
+        band = self._by_priority.get(work.band)
+        flow = None if band is None else band.known(work.tenant)
+        if flow is None:
+            return any(other.running for other in self._bands if other.priority <= work.band)
+        return self._below_share(flow)
+
+    def counters(self) -> dict[str, float]:
+        """Cost that each tenant was given here since this was called last; names are for `merge` to read."""
+        return {f"{band.priority} {tenant}": cost for band in self._bands for tenant, cost in band.given().items()}
+
+    def merge(self, others: Mapping[str, float]) -> None:
+        """Adds what other gateways gave since the last merge."""
+        total = self._drain.total
+        at_most = max(self._credit_tokens, 0.0 if total is None else total * 1000 * MERGED_S)
+        for name, cost in others.items():
+            priority, _, tenant = name.partition(" ")
+            self._band(int(priority)).merge(tenant, cost, at_most)
+
+    def _cost_of(self, work: Work) -> float:
+        return self._cost.of(
+            input_tokens=work.input_tokens, cached_tokens=work.cached_tokens, output_tokens=work.output_tokens
+        )
+
+    def _band(self, priority: int) -> Band:
+        band = self._by_priority.get(priority)
+        if band is None:
+            band = self._by_priority[priority] = Band(
+                priority,
+                credit_tokens=self._credit_tokens,
+                locality_tokens=self._locality_tokens,
+                shortest_first=self._shortest_first,
+            )
+            self._bands.append(band)
+            self._bands.sort(key=lambda band: -band.priority)
+        return band
+
+    def _entry(self, work: Work, cost: float) -> Entry:
+        flow = self._band(work.band).flow(work.tenant, work.weight)
+        flow.max_share = work.max_share
+        self._sequence += 1
+        entry = self._entries[work.id] = Entry(work, flow, cost, self._sequence)
+        return entry
+
+    def _wait(self, entry: Entry) -> None:
+        self._by_priority[entry.work.band].wait(entry)
+        self._waiting += 1
+        heappush(self._deadlines, (entry.work.deadline_ms, entry.sequence, entry))
+        if len(self._deadlines) > 2 * self._waiting + 64:
+            self._deadlines = [item for item in self._deadlines if item[2].waits]
+            heapify(self._deadlines)
+
+    def _leave(self, entry: Entry) -> None:
+        self._by_priority[entry.work.band].leave(entry)
+        self._waiting -= 1
+
+    def _set_late_aside(self, now_ms: int) -> None:
+        while self._deadlines and self._deadlines[0][0] < now_ms:
+            entry = heappop(self._deadlines)[2]
+            if entry.waits:
+                self._leave(entry)
+                self._late.append(entry)
+
+    def _in_order(self) -> list[Band]:
+        """Bands that wait: those that are owed service first, the lowest of them first, then the highest."""
+        waiting = [band for band in self._bands if band.waiting]
+        if len(waiting) < 2:
+            return waiting
+        owed = [band for band in reversed(waiting[1:]) if band.owed > 0.0]
+        return owed + [band for band in waiting if band not in owed] if owed else waiting
+
+    def _choose(
+        self, band: Band, fits: Callable[[Work, bool], bool], misfits: list[_Misfit]
+    ) -> tuple[Flow | None, bool, bool]:
+        """The tenant to serve, whether it is below its share, and whether nobody may go before one that does not fit.
+
+        A work at least as large as one that did not fit is not asked about.
+        """
+        warm = self._warm(band, fits)
+        if warm is not None:
+            return warm, self._below_share(warm), False
+        tried: list[_Misfit] = []
+        asked = 0
+        for _, _, flow in band.waiting:
+            if self._is_capped(flow):
+                continue
+            asked += 1
+            if asked > _LOOK:
+                break
+            entry = flow.head
+            below = self._below_share(flow)
+            misfit = next((other for other in tried if other.covers(entry.work, below)), None)
+            if misfit is not None:
+                misfits.append(_Misfit(flow, entry.work, below, misfit.lacks_slot))
+            elif fits(entry.work, below):
+                return flow, below, False
+            else:
+                misfit = _Misfit(flow, entry.work, below, not below and fits(entry.work, True))
+                tried.append(misfit)
+                misfits.append(misfit)
+            if flow.overtaken >= max(OVERTAKEN_TOKENS, entry.cost):
+                return None, False, True
+        return None, False, False
+
+    def _warm(self, band: Band, fits: Callable[[Work, bool], bool]) -> Flow | None:
+        """One whose head has the prefix that was dispatched last, near enough to its turn."""
+        if not self._prefix or band.waiting[0][2].head.work.prefix == self._prefix:
+            return None
+        window = band.waiting[0][0] + self._locality_tokens
+        for counter, _, flow in band.waiting[1:_LOOK]:
+            if counter > window:
+                break
+            head = flow.head
+            if (
+                head.work.prefix == self._prefix
+                and band.out_of_turn + head.cost <= self._locality_tokens
+                and not self._is_capped(flow)
+                and fits(head.work, self._below_share(flow))
+            ):
+                band.out_of_turn += head.cost
+                return flow
+        return None
+
+    def _pay_floors(self, served: Band, cost: float) -> None:
+        """Lower bands that wait are owed their floor; what one takes while a higher one waits is deducted."""
+        higher_waits = False
+        for band in self._bands:
+            if not band.waiting:
+                continue
+            if band is served:
+                band.owed -= cost if higher_waits else 0.0
+            elif band.priority < served.priority:
+                band.owed = min(self._credit_tokens, band.owed + cost * self._floor / (1 - self._floor))
+            else:
+                higher_waits = True
+
+    def _below_share(self, flow: Flow) -> bool:
+        running = 0.0
+        for band in self._bands:
+            if band.priority <= flow.band:
+                running += band.running
+        weight = self._by_priority[flow.band].active_weight
+        if not flow.is_active:
+            weight += flow.weight
+        return flow.running * weight < running * flow.weight
+
+    def _is_capped(self, flow: Flow) -> bool:
+        return (
+            flow.max_share < 1.0
+            and self.sequences is not None
+            and flow.sequences >= max(1, int(flow.max_share * self.sequences))
+        )
+
+    def _wait_ms(self, work: Work, cost: float) -> float | None:
+        """When a newcomer would be dispatched: its own tenant's backlog over that tenant's share of what its band
+        drains, not the whole queue's. None while the rate is unknown."""
+        rate = self._drain.left_for(work.band, self._floor)
+        total = self._drain.total
+        if rate is None or total is None:
+            return None
+        higher = sum(band.backlog for band in self._bands if band.priority > work.band)
+        wait_ms = higher / total + self._drain.interval_ms
+        band = self._by_priority.get(work.band)
+        if band is not None and band.waiting:
+            flow = band.known(work.tenant)
+            ahead = 0.0 if flow is None else flow.ahead(cost, retry=work.retry)
+            turn = max(0.0, band.lag(flow) + ahead / work.weight) * self._weights(work)
+            wait_ms += min(turn, band.backlog) / rate
+        return wait_ms
+
+    def _weights(self, work: Work) -> float:
+        """The weights among which the band's service is divided once `work` waits too."""
+        band = self._by_priority.get(work.band)
+        if band is None:
+            return work.weight
+        flow = band.known(work.tenant)
+        return band.waiting_weight + (0.0 if flow is not None and flow.waiting else work.weight)
+
+    def _turned(self, work: Work, cost: float, wait_ms: float | None, now_ms: int) -> Turned:
+        rate = self._drain.left_for(work.band, self._floor)
+        if wait_ms is None or rate is None:
+            return Turned(max(0, now_ms - work.arrived_ms), self._doubling.after_ms(work.id, now_ms))
+        service_ms = cost * self._weights(work) / (work.weight * rate)
+        after_ms = self._returns.after_ms(
+            work.band, work.tenant, work.id, wait_ms=wait_ms, service_ms=service_ms, now_ms=now_ms
+        )
+        return Turned(int(wait_ms), after_ms)
+
+
+class _Misfit:
+    """A head that no replica has room for. `lacks_slot`: it would have had room, were its tenant below its share."""
+
+    __slots__ = ("below", "flow", "lacks_slot", "tokens", "uncached")
+
+    def __init__(self, flow: Flow, work: Work, below: bool, lacks_slot: bool) -> None:
+        self.flow = flow
+        self.below = below
+        self.lacks_slot = lacks_slot
+        self.uncached = work.uncached_tokens
+        self.tokens = work.input_tokens + work.output_tokens
+
+    def covers(self, work: Work, below: bool) -> bool:
+        """Whether `work` cannot fit either."""
+        if below and not self.below:
+            return False
+        return self.lacks_slot or (
+            work.uncached_tokens >= self.uncached and work.input_tokens + work.output_tokens >= self.tokens
+        )
+
+    def pay(self, cost: float, below: bool) -> None:
+        """Others get `cost` before it. The slots kept for those below their share are not taken from it."""
+        if not (self.lacks_slot and below):
+            self.flow.overtaken += cost
