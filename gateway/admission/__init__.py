@@ -5,6 +5,7 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 `Work` says what a request asks of it.
 """
 
+from ._allowance import Allowance
 from ._headers import go_duration, ratelimit_headers
 from ._money import usd
 from ._periods import Period, PeriodKind, period_at
@@ -15,6 +16,7 @@ from ._values import Ask, Denial, Dimension, Grant, Lease, Standing
 from ._work import Cost, Turned, Work
 
 __all__ = [
+    "Allowance",
     "Ask",
     "Cost",
     "Denial",

@@ -31,6 +31,7 @@ from gateway.store import EXACT_MAX, Coalescer, StoreUnavailable, end_tasks, loa
 
 from ._account import TenantAccount
 from ._books import Books
+from ._degraded import LOCAL, Degraded
 from ._event import UsageEvent
 from ._journal import JournalUnavailable
 from ._open import OpenRequests, Snapshot
@@ -107,6 +108,8 @@ class Ledger:
             now_ms=now_ms,
         )
         self._open = OpenRequests(self._books.checkpoint)
+        degrades = self._settings.on_store_failure == "degrade"
+        self._degraded = Degraded(self._settings.degraded_share, now_ms) if degrades else None
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -148,6 +151,26 @@ class Ledger:
             raise StoreUnavailable("The gateway is shutting down")
         if not self.admits:
             raise JournalUnavailable(self._books.failure)
+        if self._degraded is not None:
+            return await self._reserve_or_degrade(self._degraded, tenant, ask)
+        return await self._ask(tenant, ask)
+
+    async def _reserve_or_degrade(self, degraded: Degraded, tenant: TenantSpec, ask: Ask) -> Grant | Denial:
+        """Redis decides while it is there, and this worker's share of the limits while it is away. During an outage
+        nobody waits for Redis unless the share is used up: whoever asks then may find it back."""
+        if self._coalescer.failures and (grant := degraded.take(tenant, ask)) is not None:
+            return grant
+        try:
+            decision = await self._ask(tenant, ask)
+        except StoreUnavailable:
+            grant = degraded.take(tenant, ask)
+            if grant is None:
+                raise
+            return grant
+        degraded.heard(tenant.name, decision)
+        return decision
+
+    async def _ask(self, tenant: TenantSpec, ask: Ask) -> Grant | Denial:
         account = self._account(tenant.name)
         if account.waiting >= self._settings.waiting_max:
             raise StoreUnavailable(f"{account.waiting} requests of {tenant.name} already wait for Redis")
@@ -177,7 +200,7 @@ class Ledger:
         """
         assert event.tenant == lease.tenant
         self._open.remove(lease)
-        if not self._account(lease.tenant).settles(lease):
+        if not self._holds(lease):
             log.error("Request %s of %s was settled twice; the second changes nothing", event.id, event.tenant)
             return
         await self._books.book(Record(event, lease))
@@ -255,6 +278,12 @@ class Ledger:
     def _on_connected(self, away_s: float) -> None:
         for account in self._accounts.values():
             account.reconnected(int(away_s * 1000))
+
+    def _holds(self, lease: Lease) -> bool:
+        """Whether this worker holds the lease and has not settled it yet; from now on it has."""
+        if lease.member.startswith(LOCAL):
+            return self._degraded is not None and self._degraded.ended(lease)
+        return self._account(lease.tenant).settles(lease)
 
     def _unbooked(self) -> int:
         return sum(account.unbooked for account in self._accounts.values())

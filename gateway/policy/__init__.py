@@ -20,6 +20,7 @@ from ._documents import (
     SinkFormat,
     SinkSpec,
     SloSpec,
+    StoreFailure,
     TagsSpec,
     TenantSpec,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "SinkFormat",
     "SinkSpec",
     "SloSpec",
+    "StoreFailure",
     "TagsSpec",
     "TenantSpec",
     "check_name",

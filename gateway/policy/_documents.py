@@ -12,6 +12,7 @@ from gateway.pricing import GPUS, Price
 Engine = Literal["vllm"]
 BudgetPeriod = Literal["hour", "day", "month"]
 JournalFailure = Literal["refuse", "serve"]
+StoreFailure = Literal["refuse", "degrade"]
 Disconnect = Literal["abort", "finish"]
 SinkFormat = Literal["cloudevents", "lago"]
 
@@ -149,10 +150,13 @@ class SinkSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSpec:
     """How usage is kept. Days are how long after an event its journal row, its entry in the stream and its buckets
-    stay; day buckets stay for ever. `on_journal_failure` is what happens when events cannot be written to disk.
+    stay; day buckets stay for ever. `on_journal_failure` is what happens when events cannot be written to disk,
+    `on_store_failure` when Redis is away: then each worker may admit `degraded_share` of a limit by itself.
     `users_max` users are told apart per tenant, worker and day; then it is "other"; 0 keeps no users at all."""
 
     on_journal_failure: JournalFailure = "refuse"
+    on_store_failure: StoreFailure = "refuse"
+    degraded_share: Decimal = Decimal("0.1")
     keep_journal_days: int = 3
     keep_events_days: int = 35
     keep_minutes_days: int = 7

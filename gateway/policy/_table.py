@@ -348,6 +348,17 @@ LEDGER = Record(
             shape=Choice(options=("refuse", "serve")),
             about="When usage cannot be written to disk: refuse requests with 503 (default), or serve on, loudly.",
         ),
+        "on_store_failure": Field(
+            shape=Choice(options=("refuse", "degrade")),
+            about="When Redis is away: refuse requests with 503 (default), or let each worker admit degraded_share of "
+            "every tenant's limits by itself; tenants with a budget are refused all the same.",
+            aka=("on_redis_failure",),
+        ),
+        "degraded_share": Field(
+            shape=Number(unit=units.PLAIN, whole=False, minimum=Decimal(0), exclusive=True, maximum=Decimal(1)),
+            about="Share of a limit that one worker may admit while Redis is away (default 0.1): nothing is overrun "
+            "while workers times share is at most 1.",
+        ),
         "keep_journal_days": _days("Days a worker's journal keeps what Redis has too (default 3)."),
         "keep_events_days": _days("Days single usage events are kept in Redis (default 35)."),
         "keep_minutes_days": _days("Days minute buckets are kept (default 7)."),

@@ -281,3 +281,79 @@ async def test_a_redis_that_comes_back_without_its_last_writes_gets_them_again(t
         assert await leases(redis) == 0
         await ledger.close()
         await redis.aclose()
+
+
+DEGRADES = LedgerSettings(call_timeout_s=0.15, on_store_failure="degrade", degraded_share=0.1)
+
+
+async def test_a_worker_admits_its_share_while_redis_is_away_and_not_one_more(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    """600 requests a minute, 2 used, share 0.1: 59 of them run; then 503. All are booked once when Redis is back, and
+    their tokens are taken from the limit then."""
+    acme = tenant(requests=600, tokens=60_000)
+    async with (
+        wire(valkey_url, tmp_path / "wire.sock") as (between, url),
+        client(url) as far,
+        Ledger(
+            far, tmp_path / "journal", settings=DEGRADES, limits_of=lambda _: acme.limits, now_ms=ManualClock()
+        ) as ledger,
+    ):
+        for request in ("before-1", "before-2"):
+            grant = await ledger.reserve(acme, Ask(request, 10, 0))
+            assert isinstance(grant, Grant)
+            await ledger.settle(event(request, output_tokens=10), grant.lease)
+        await booked(ledger)
+        between.refusal = b"-LOADING Valkey is loading the dataset in memory\r\n"
+        admitted_now = []
+        for i in range(59):
+            grant = await ledger.reserve(acme, Ask(f"r{i}", 10, 0))
+            assert isinstance(grant, Grant)
+            admitted_now.append(grant)
+        with pytest.raises(StoreUnavailable):
+            await ledger.reserve(acme, Ask("one too many", 10, 0))
+        for i, grant in enumerate(admitted_now):
+            await ledger.settle(event(f"r{i}", output_tokens=20), grant.lease)
+        between.refusal = b""
+        await booked(ledger)
+        assert sorted(one.id for one in await stream(redis)) == sorted(
+            ["before-1", "before-2", *(f"r{i}" for i in range(59))]
+        )
+        decision = await ledger.reserve(acme, Ask("after", 0, 0))
+        assert isinstance(decision, Grant)
+        assert decision.standing.tokens_remaining == 60_000 - 2 * 10 - 59 * 20
+        assert await leases(redis) == 1
+
+
+async def test_a_budget_is_never_spent_blind(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
+    """Also where the policy is to degrade."""
+    async with (
+        wire(valkey_url, tmp_path / "wire.sock") as (between, url),
+        client(url) as far,
+        Ledger(far, tmp_path / "journal", settings=DEGRADES, now_ms=ManualClock()) as ledger,
+    ):
+        await admitted(ledger)
+        between.refusal = b"-LOADING Valkey is loading the dataset in memory\r\n"
+        with pytest.raises(StoreUnavailable):
+            await ledger.reserve(tenant(budget_usd="1"), Ask("r", 0, 100))
+
+
+async def test_nobody_hangs_on_a_silent_redis_while_the_share_lasts(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    """The first request finds out within `call_timeout_s`; those after it wait for nothing."""
+    acme = tenant(requests=6000)
+    patient = LedgerSettings(call_timeout_s=0.5, on_store_failure="degrade", degraded_share=0.1)
+    async with (
+        wire(valkey_url, tmp_path / "wire.sock") as (between, url),
+        client(url) as far,
+        Ledger(far, tmp_path / "journal", settings=patient, now_ms=ManualClock()) as ledger,
+    ):
+        await ledger.reserve(acme, Ask("before", 0, 0))
+        between.stall = True
+        assert isinstance(await ledger.reserve(acme, Ask("first", 0, 0)), Grant)
+        before_s = time.monotonic()
+        for i in range(100):
+            assert isinstance(await ledger.reserve(acme, Ask(f"r{i}", 0, 0)), Grant)
+        assert time.monotonic() - before_s < 0.5
+        between.stall = False
