@@ -34,6 +34,7 @@ simulate-ledger: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/bench.py
 	$(BIN)/python loadtest/ledger_cost.py
+	$(BIN)/python loadtest/refusal_cost.py
 
 # make chaos CHAOS='--seed 7': the requests and strikes of a run before.
 chaos: $(VENV)/.installed-dev
