@@ -13,11 +13,12 @@ from ._predict import Predictor
 from ._queue import FairQueue
 from ._refusal import refusal
 from ._values import Ask, Denial, Dimension, Grant, Lease, Standing
-from ._work import Cost, Turned, Work
+from ._work import BandLoad, Cost, Turned, Work
 
 __all__ = [
     "Allowance",
     "Ask",
+    "BandLoad",
     "Cost",
     "Denial",
     "Dimension",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 from ._flow import Entry, Flow
+from ._work import BandLoad
 
 _FORGET_FROM = 256
 """So many tenants are kept before the idle ones are looked through."""
@@ -40,6 +41,16 @@ class Band:
         self._active = 0
         self._order = 0
         self._forget_at = _FORGET_FROM
+
+    @property
+    def load(self) -> BandLoad:
+        return BandLoad(
+            waiting=sum([flow.waiting for flow in self._flows.values()]),
+            running=sum([flow.sequences for flow in self._flows.values()]),
+            waiting_cost=self.backlog,
+            running_cost=self.running,
+            tenants=len(self._flows),
+        )
 
     def known(self, tenant: str) -> Flow | None:
         return self._flows.get(tenant)

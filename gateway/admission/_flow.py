@@ -13,7 +13,7 @@ SIZES = 40
 class Entry:
     """A work as the queue keeps it, from its arrival to its end. `charged` is what its tenant was charged."""
 
-    __slots__ = ("charged", "cost", "flow", "rank", "sequence", "waits", "work")
+    __slots__ = ("charged", "cost", "flow", "rank", "sequence", "started_ms", "waits", "work")
 
     def __init__(self, work: Work, flow: Flow, cost: float, sequence: int) -> None:
         self.work = work
@@ -22,6 +22,7 @@ class Entry:
         self.sequence = sequence
         self.rank = 1 if work.retry else 0
         self.charged = 0.0
+        self.started_ms = 0
         self.waits = False
 
 

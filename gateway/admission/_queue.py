@@ -13,7 +13,7 @@ from ._counters import Band
 from ._drain import Drain
 from ._flow import Entry, Flow
 from ._retry import Doubling, Returns
-from ._work import Cost, Turned, Work
+from ._work import BandLoad, Cost, Turned, Work
 
 LOWER_BAND_FLOOR = 0.05
 """Of the cost dispatched while a lower band waits, what it gets even if higher ones could use it all."""
@@ -65,7 +65,7 @@ class FairQueue:
         self._sequence = 0
         self._prefix = 0
         self._drain = Drain()
-        self._returns = Returns()
+        self._returns: dict[int, Returns] = {}
         self._doubling = Doubling()
 
     def __len__(self) -> int:
@@ -108,7 +108,8 @@ class FairQueue:
                 self._waiting -= 1
                 band.run(entry)
                 self._prefix = entry.work.prefix
-                self._drain.dispatched(band.priority, entry.cost)
+                entry.started_ms = now_ms
+                self._drain.dispatched(band.priority, entry.cost, retry=entry.work.retry)
                 return entry.work
             if blocked:
                 return None
@@ -120,6 +121,8 @@ class FairQueue:
         entry = self._entry(work, self._cost_of(work))
         self._prefix = work.prefix
         self._by_priority[work.band].run(entry)
+        entry.started_ms = now_ms
+        self._drain.started(entry.cost, retry=work.retry)
 
     def ended(self, work: Work, *, input_tokens: int, cached_tokens: int, output_tokens: int, now_ms: int) -> None:
         """`work` has ended in the engine, having used this; zeros where it never ran. Only the first call counts."""
@@ -130,6 +133,7 @@ class FairQueue:
         del self._entries[work.id]
         used = self._cost.of(input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
         self._by_priority[work.band].end(entry, used)
+        self._drain.ended(entry.cost, now_ms - entry.started_ms)
 
     def requeue(self, work: Work, now_ms: int) -> None:
         """The engine would not have `work`: it goes back before all its tenant's, and was never charged."""
@@ -173,13 +177,17 @@ class FairQueue:
             return any(other.running for other in self._bands if other.priority <= work.band)
         return self._below_share(flow)
 
+    def load(self) -> dict[int, BandLoad]:
+        """How much waits and runs, by band. Looks at every tenant: for pages and gauges."""
+        return {band.priority: band.load for band in self._bands}
+
     def counters(self) -> dict[str, float]:
         """Cost that each tenant was given here since this was called last; names are for `merge` to read."""
         return {f"{band.priority} {tenant}": cost for band in self._bands for tenant, cost in band.given().items()}
 
     def merge(self, others: Mapping[str, float]) -> None:
         """Adds what other gateways gave since the last merge."""
-        total = self._drain.total
+        total = self._drain.rate
         at_most = max(self._credit_tokens, 0.0 if total is None else total * 1000 * MERGED_S)
         for name, cost in others.items():
             priority, _, tenant = name.partition(" ")
@@ -247,6 +255,7 @@ class FairQueue:
         warm = self._warm(band, fits)
         if warm is not None:
             return warm, self._below_share(warm), False
+        running, weight = self._running_from(band), band.active_weight
         tried: list[_Misfit] = []
         asked = 0
         for _, _, flow in band.waiting:
@@ -256,14 +265,17 @@ class FairQueue:
             if asked > _LOOK:
                 break
             entry = flow.head
-            below = self._below_share(flow)
-            misfit = next((other for other in tried if other.covers(entry.work, below)), None)
-            if misfit is not None:
-                misfits.append(_Misfit(flow, entry.work, below, misfit.lacks_slot))
-            elif fits(entry.work, below):
-                return flow, below, False
+            below = flow.running * weight < running * flow.weight
+            tokens = entry.work.input_tokens + entry.work.output_tokens
+            uncached = entry.work.uncached_tokens
+            for misfit in tried:
+                if misfit.covers(uncached, tokens, below):
+                    misfits.append(_Misfit(flow, uncached, tokens, below, misfit.lacks_slot))
+                    break
             else:
-                misfit = _Misfit(flow, entry.work, below, not below and fits(entry.work, True))
+                if fits(entry.work, below):
+                    return flow, below, False
+                misfit = _Misfit(flow, uncached, tokens, below, not below and fits(entry.work, True))
                 tried.append(misfit)
                 misfits.append(misfit)
             if flow.overtaken >= max(OVERTAKEN_TOKENS, entry.cost):
@@ -302,15 +314,14 @@ class FairQueue:
             else:
                 higher_waits = True
 
+    def _running_from(self, top: Band) -> float:
+        """The cost of what runs in its band and lower ones."""
+        return sum([band.running for band in self._bands if band.priority <= top.priority])
+
     def _below_share(self, flow: Flow) -> bool:
-        running = 0.0
-        for band in self._bands:
-            if band.priority <= flow.band:
-                running += band.running
-        weight = self._by_priority[flow.band].active_weight
-        if not flow.is_active:
-            weight += flow.weight
-        return flow.running * weight < running * flow.weight
+        band = self._by_priority[flow.band]
+        weight = band.active_weight if flow.is_active else band.active_weight + flow.weight
+        return flow.running * weight < self._running_from(band) * flow.weight
 
     def _is_capped(self, flow: Flow) -> bool:
         return (
@@ -322,10 +333,10 @@ class FairQueue:
     def _wait_ms(self, work: Work, cost: float) -> float | None:
         """When a newcomer would be dispatched: its own tenant's backlog over that tenant's share of what its band
         drains, not the whole queue's. None while the rate is unknown."""
-        rate = self._drain.left_for(work.band, self._floor)
-        total = self._drain.total
-        if rate is None or total is None:
+        total = self._drain.rate
+        if total is None:
             return None
+        rate = total * self._drain.left_for(work.band, self._floor)
         higher = sum(band.backlog for band in self._bands if band.priority > work.band)
         wait_ms = higher / total + self._drain.interval_ms
         band = self._by_priority.get(work.band)
@@ -345,12 +356,20 @@ class FairQueue:
         return band.waiting_weight + (0.0 if flow is not None and flow.waiting else work.weight)
 
     def _turned(self, work: Work, cost: float, wait_ms: float | None, now_ms: int) -> Turned:
-        rate = self._drain.left_for(work.band, self._floor)
+        rate = self._drain.rate
         if wait_ms is None or rate is None:
             return Turned(max(0, now_ms - work.arrived_ms), self._doubling.after_ms(work.id, now_ms))
-        service_ms = cost * self._weights(work) / (work.weight * rate)
-        after_ms = self._returns.after_ms(
-            work.band, work.tenant, work.id, wait_ms=wait_ms, service_ms=service_ms, now_ms=now_ms
+        returns = self._returns.get(work.band)
+        if returns is None:
+            returns = self._returns[work.band] = Returns()
+        after_ms = returns.after_ms(
+            work.tenant,
+            work.weight,
+            work.id,
+            wait_ms=wait_ms,
+            alone_ms=cost / (rate * self._drain.left_for(work.band, self._floor) * self._drain.spare(rate)),
+            waiting_weight=self._weights(work),
+            now_ms=now_ms,
         )
         return Turned(int(wait_ms), after_ms)
 
@@ -360,20 +379,18 @@ class _Misfit:
 
     __slots__ = ("below", "flow", "lacks_slot", "tokens", "uncached")
 
-    def __init__(self, flow: Flow, work: Work, below: bool, lacks_slot: bool) -> None:
+    def __init__(self, flow: Flow, uncached: int, tokens: int, below: bool, lacks_slot: bool) -> None:
         self.flow = flow
+        self.uncached = uncached
+        self.tokens = tokens
         self.below = below
         self.lacks_slot = lacks_slot
-        self.uncached = work.uncached_tokens
-        self.tokens = work.input_tokens + work.output_tokens
 
-    def covers(self, work: Work, below: bool) -> bool:
-        """Whether `work` cannot fit either."""
+    def covers(self, uncached: int, tokens: int, below: bool) -> bool:
+        """Whether one of this size cannot fit either."""
         if below and not self.below:
             return False
-        return self.lacks_slot or (
-            work.uncached_tokens >= self.uncached and work.input_tokens + work.output_tokens >= self.tokens
-        )
+        return self.lacks_slot or (uncached >= self.uncached and tokens >= self.tokens)
 
     def pay(self, cost: float, below: bool) -> None:
         """Others get `cost` before it. The slots kept for those below their share are not taken from it."""

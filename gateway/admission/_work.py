@@ -53,3 +53,14 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The cost of a whole prompt of `input_tokens`, `cached_tokens` of them cached, and its answer."""
         cached = min(cached_tokens, input_tokens)
         return (input_tokens - cached) * self.input + cached * self.cached + output_tokens * self.output
+
+
+class BandLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One band of a queue: requests that wait and run, what both are predicted to cost, and how many tenants are
+    remembered."""
+
+    waiting: int
+    running: int
+    waiting_cost: float
+    running_cost: float
+    tenants: int
