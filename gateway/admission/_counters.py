@@ -39,6 +39,7 @@ class Band:
         self._virtual_time = 0.0
         self._last: Flow | None = None
         self._active = 0
+        self._sequences = 0
         self._order = 0
         self._forget_at = _FORGET_FROM
 
@@ -46,7 +47,7 @@ class Band:
     def load(self) -> BandLoad:
         return BandLoad(
             waiting=sum([flow.waiting for flow in self._flows.values()]),
-            running=sum([flow.sequences for flow in self._flows.values()]),
+            running=self._sequences,
             waiting_cost=self.backlog,
             running_cost=self.running,
             tenants=len(self._flows),
@@ -117,6 +118,7 @@ class Band:
         flow.running += entry.cost
         flow.sequences += 1
         self.running += entry.cost
+        self._sequences += 1
         entry.charged = cost * flow.weight
         flow.given += entry.cost
         self._last = flow
@@ -130,12 +132,13 @@ class Band:
         flow.running -= entry.cost
         flow.sequences -= 1
         self.running -= entry.cost
+        self._sequences -= 1
         if not flow.sequences:
             flow.running = 0.0
         flow.given += cost - entry.cost
         self.move(flow, max(cost - entry.cost, -entry.charged) / flow.weight)
         self._deactivate(flow)
-        if not self._active:
+        if not self._sequences:
             self.running = 0.0
 
     def move(self, flow: Flow, by: float) -> None:

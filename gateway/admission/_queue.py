@@ -63,6 +63,7 @@ class FairQueue:
         self._late: list[Entry] = []
         self._waiting = 0
         self._sequence = 0
+        self._pushed = 0
         self._prefix = 0
         self._drain = Drain()
         self._returns: dict[int, Returns] = {}
@@ -221,7 +222,8 @@ class FairQueue:
     def _wait(self, entry: Entry) -> None:
         self._by_priority[entry.work.band].wait(entry)
         self._waiting += 1
-        heappush(self._deadlines, (entry.work.deadline_ms, entry.sequence, entry))
+        self._pushed += 1
+        heappush(self._deadlines, (entry.work.deadline_ms, self._pushed, entry))
         if len(self._deadlines) > 2 * self._waiting + 64:
             self._deadlines = [item for item in self._deadlines if item[2].waits]
             heapify(self._deadlines)

@@ -21,7 +21,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(steps=STEPS, shortest_first=st.booleans(), sequences=st.sampled_from([None, 4]))
 def test_sums_return_to_zero(
     steps: list[tuple[str, int, int, int, int]], shortest_first: bool, sequences: int | None
