@@ -115,6 +115,7 @@ class Band:
             ceiling = self._virtual_time + max(self._credit_tokens, flow.running + entry.cost) / flow.weight
             cost = max(0.0, min(cost, ceiling - flow.counter))
         self._activate(flow)
+        entry.runs = True
         flow.running += entry.cost
         flow.sequences += 1
         self.running += entry.cost
@@ -129,6 +130,7 @@ class Band:
     def end(self, entry: Entry, cost: float) -> None:
         """`entry` has ended and cost `cost`: its tenant gets back what it was charged above that, or pays more."""
         flow = entry.flow
+        entry.runs = False
         flow.running -= entry.cost
         flow.sequences -= 1
         self.running -= entry.cost

@@ -46,6 +46,7 @@ class Drain:
         self._unfolded_ms = 0.0
         self._ended = 0.0
         self._ended_ms = 0.0
+        self._ends_kept = 0.0
         self._ends = 0
         self._first = 0.0
         self._load_ms = 0.0
@@ -95,17 +96,17 @@ class Drain:
         self.running = max(0.0, self.running - cost)
         self._ended = self._ended * _END_KEPT + cost
         self._ended_ms = self._ended_ms * _END_KEPT + cost * ran_ms
+        self._ends_kept = self._ends_kept * _END_KEPT + 1
         self._ends += 1
 
     @property
     def rate(self) -> float | None:
         """Cost per millisecond of all bands; None before enough was seen."""
-        ms = self._ms + self._unfolded_ms
-        measured = self._total / ms if self._seen >= _KNOWN_FROM and ms > 0 else 0.0
-        little = self.running * self._ended / self._ended_ms if self._ends >= _KNOWN_FROM and self._ended_ms else 0.0
-        if not measured or not little:
-            return measured or little or None
-        return (measured * self._dispatches + little * _LITTLE_WEIGHT) / (self._dispatches + _LITTLE_WEIGHT)
+        cost, ms = self._by_little
+        if self._seen >= _KNOWN_FROM:
+            cost += self._total
+            ms += self._ms + self._unfolded_ms
+        return cost / ms if cost > 0 and ms > 0 else None
 
     def left_for(self, band: int, floor: float) -> float:
         """The part of the rate that higher bands do not take; at least `floor`."""
@@ -121,7 +122,17 @@ class Drain:
     @property
     def interval_ms(self) -> float:
         """Mean time between dispatches while something waits."""
-        return (self._ms + self._unfolded_ms) / self._dispatches if self._dispatches else 0.0
+        cost, ms = self._by_little
+        dispatches = self._dispatches + (_LITTLE_WEIGHT if cost else 0.0)
+        return (self._ms + self._unfolded_ms + ms) / dispatches if dispatches else 0.0
+
+    @property
+    def _by_little(self) -> tuple[float, float]:
+        """The cost of some dispatches and the time they should take, as Little's law has it."""
+        if self._ends < _KNOWN_FROM or not (self.running and self._ended_ms):
+            return 0.0, 0.0
+        cost = _LITTLE_WEIGHT * self._ended / self._ends_kept
+        return cost, cost * self._ended_ms / (self._ended * self.running)
 
     def _fold(self) -> None:
         kept = exp(-self._unfolded_ms / WINDOW_MS)

@@ -11,9 +11,10 @@ SIZES = 40
 
 
 class Entry:
-    """A work as the queue keeps it, from its arrival to its end. `charged` is what its tenant was charged."""
+    """A work as the queue keeps it, from its arrival to its end. `charged` is what its tenant was charged, `predicted`
+    whether it was let wait because it would be served in time."""
 
-    __slots__ = ("charged", "cost", "flow", "rank", "sequence", "started_ms", "waits", "work")
+    __slots__ = ("charged", "cost", "flow", "predicted", "rank", "runs", "sequence", "started_ms", "waits", "work")
 
     def __init__(self, work: Work, flow: Flow, cost: float, sequence: int) -> None:
         self.work = work
@@ -24,6 +25,8 @@ class Entry:
         self.charged = 0.0
         self.started_ms = 0
         self.waits = False
+        self.runs = False
+        self.predicted = False
 
 
 class Flow:

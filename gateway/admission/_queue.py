@@ -12,6 +12,7 @@ from heapq import heapify, heappop, heappush
 from ._counters import Band
 from ._drain import Drain
 from ._flow import Entry, Flow
+from ._margin import Margin
 from ._retry import Doubling, Returns
 from ._work import BandLoad, Cost, Turned, Work
 
@@ -68,6 +69,7 @@ class FairQueue:
         self._drain = Drain()
         self._returns: dict[int, Returns] = {}
         self._doubling = Doubling()
+        self._margin = Margin()
 
     def __len__(self) -> int:
         """Works that wait."""
@@ -80,13 +82,16 @@ class FairQueue:
         """
         self._drain.passed(now_ms, waits=self._waiting > 0)
         cost = self._cost_of(work)
+        wait_ms = None
         if self._waiting:
             wait_ms = self._wait_ms(work, cost)
             if wait_ms is not None and now_ms + wait_ms > work.deadline_ms:
                 return self._turned(work, cost, wait_ms, now_ms)
         elif now_ms > work.deadline_ms:
             return self._turned(work, cost, self._wait_ms(work, cost), now_ms)
-        self._wait(self._entry(work, cost))
+        entry = self._entry(work, cost)
+        entry.predicted = wait_ms is not None
+        self._wait(entry)
         return None
 
     def next(self, fits: Callable[[Work, bool], bool], now_ms: int) -> Work | None:
@@ -110,6 +115,8 @@ class FairQueue:
                 band.run(entry)
                 self._prefix = entry.work.prefix
                 entry.started_ms = now_ms
+                if entry.predicted:
+                    self._margin.served()
                 self._drain.dispatched(band.priority, entry.cost, retry=entry.work.retry)
                 return entry.work
             if blocked:
@@ -129,7 +136,7 @@ class FairQueue:
         """`work` has ended in the engine, having used this; zeros where it never ran. Only the first call counts."""
         self._drain.passed(now_ms, waits=self._waiting > 0)
         entry = self._entries.get(work.id)
-        if entry is None or entry.waits:
+        if entry is None or not entry.runs:
             return
         del self._entries[work.id]
         used = self._cost.of(input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
@@ -140,7 +147,7 @@ class FairQueue:
         """The engine would not have `work`: it goes back before all its tenant's, and was never charged."""
         self._drain.passed(now_ms, waits=self._waiting > 0)
         entry = self._entries.get(work.id)
-        if entry is None or entry.waits:
+        if entry is None or not entry.runs:
             return
         band = self._by_priority[work.band]
         band.end(entry, 0.0)
@@ -238,6 +245,8 @@ class FairQueue:
             if entry.waits:
                 self._leave(entry)
                 self._late.append(entry)
+                if entry.predicted:
+                    self._margin.missed()
 
     def _in_order(self) -> list[Band]:
         """Bands that wait: those that are owed service first, the lowest of them first, then the highest."""
@@ -347,7 +356,7 @@ class FairQueue:
             ahead = 0.0 if flow is None else flow.ahead(cost, retry=work.retry)
             turn = max(0.0, band.lag(flow) + ahead / work.weight) * self._weights(work)
             wait_ms += min(turn, band.backlog) / rate
-        return wait_ms
+        return wait_ms * self._margin.factor
 
     def _weights(self, work: Work) -> float:
         """The weights among which the band's service is divided once `work` waits too."""

@@ -75,6 +75,8 @@ class World:
         """At each dispatch: when, whose, and its real cost."""
         self.turned: Counter[int] = Counter()
         """Refused and expired, by attempt: 0 the first."""
+        self.expired = 0
+        """Of these, those that had waited."""
         self.admitted: Counter[int] = Counter()
         """Dispatched, by attempt."""
         self._numbers = count()
@@ -133,6 +135,7 @@ class World:
 
     def expire(self) -> None:
         for work, refused in self.queue.expired(self.now_ms):
+            self.expired += 1
             self._tell(self._asked.pop(work.id), refused)
 
     def sdk(self, tenant: str, *, wait_ms: int, told_ms: Callable[[Turned], int] = told_ms, attempt: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from statistics import mean
 
 import pytest
@@ -189,6 +190,27 @@ def test_a_storm_of_retries_passes(load: float, burst: int) -> None:
     assert turned[2] <= 0.01 * turned[0]
     assert let_in(naive_admitted, naive_turned) < 0.5
     assert naive_turned[2] > 10 * turned[2]
+
+
+@pytest.mark.parametrize(
+    ("load", "tenants", "wait_ms"), [(1.5, 10, 3_000), (1.5, 1, 3_000), (1.5, 10, 1_000), (1.2, 100, 3_000)]
+)
+def test_those_that_are_let_wait_are_served_in_time(load: float, tenants: int, wait_ms: int) -> None:
+    """Nine of ten, while the slots stay full: too many are not refused either."""
+    served = missed = 0
+    for seed in SEEDS:
+        world = World(seed)
+        ask_one_of = partial(any_of, world, tenants, wait_ms)
+        world.poisson(load * PER_S, ask_one_of, end_ms=6 * MINUTE_MS)
+        world.clock.run(6 * MINUTE_MS)
+        served += world.admitted[0]
+        missed += world.expired
+        assert world.utilisation(6 * MINUTE_MS) > 0.92
+    assert served / (served + missed) > 0.88
+
+
+def any_of(world: World, tenants: int, wait_ms: int) -> None:
+    world.request(f"tenant {world.random.randrange(tenants)}", wait_ms=wait_ms)
 
 
 def test_the_lowest_band_keeps_its_floor() -> None:
