@@ -12,7 +12,7 @@ SIZES = 40
 
 class Entry:
     """A work as the queue keeps it, from its arrival to its end. `charged` is what its tenant was charged, `predicted`
-    whether it was let wait because it would be served in time."""
+    whether the rate was known when it was let wait."""
 
     __slots__ = ("charged", "cost", "flow", "predicted", "rank", "runs", "sequence", "started_ms", "waits", "work")
 

@@ -10,7 +10,7 @@ MISSES = 0.1
 """The part of those that wait which may miss its deadline: every tenth, as with a 90th percentile."""
 
 _STEP = 0.05
-_MOST = 4.0
+_MOST = 8.0
 
 
 class Margin:

@@ -82,7 +82,6 @@ class FairQueue:
         """
         self._drain.passed(now_ms, waits=self._waiting > 0)
         cost = self._cost_of(work)
-        wait_ms = None
         if self._waiting:
             wait_ms = self._wait_ms(work, cost)
             if wait_ms is not None and now_ms + wait_ms > work.deadline_ms:
@@ -90,7 +89,7 @@ class FairQueue:
         elif now_ms > work.deadline_ms:
             return self._turned(work, cost, self._wait_ms(work, cost), now_ms)
         entry = self._entry(work, cost)
-        entry.predicted = wait_ms is not None
+        entry.predicted = self._drain.rate is not None
         self._wait(entry)
         return None
 
