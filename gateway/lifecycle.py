@@ -203,14 +203,24 @@ class Lifecycle:
     ) -> Reservation:
         """What to hold: for dollars the most the request can cost, for tokens/min what it will probably use."""
         price = self.prices.get(model.spec.name)
-        tokens = nanousd = 0
+        tokens = nanousd = input_tokens = output_tokens = most_tokens = 0
         if view.endpoint.computes:
             answers_most = output_most(view, least(view).longest, limits) * view.answers
             tokens = _likely_tokens(view, size, answers_most, tenant.limits.tokens_per_minute)
-            if price is not None and tenant.limits.budget_usd is not None:
+            input_tokens = size.total
+            output_tokens = _likely_output(view, tokens - input_tokens, tenant.limits.output_tokens_per_minute)
+            most_tokens = prompt_most(view, size, limits) + answers_most
+            if price is not None and tenant.limits.budgets:
                 # An absurd `n` multiplies to more than the ledger's numbers hold; no budget holds that much either.
                 nanousd = min(EXACT_MAX, price.ceiling_nanousd(prompt_most(view, size, limits), answers_most))
-        ask = Ask(lease_id=call.id, tokens=tokens, nanousd=nanousd)
+        ask = Ask(
+            lease_id=call.id,
+            tokens=tokens,
+            nanousd=nanousd,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            most_tokens=most_tokens,
+        )
         return Reservation(
             call,
             tenant,
@@ -266,6 +276,13 @@ def _likely_tokens(view: RequestView, size: PromptSize, answers_most: int, per_m
         return size.total + answers_most
     likely = min(answers_most or DEFAULT_OUTPUT_TOKENS, DEFAULT_OUTPUT_TOKENS * view.answers)
     return size.total + (likely if per_minute is None else max(0, min(likely, per_minute - size.total)))
+
+
+def _likely_output(view: RequestView, likely: int, per_minute: int | None) -> int:
+    """Output tokens/min to hold, of `likely` ones: cut as above where the client named no bound."""
+    if per_minute is None or view.output_tokens is not None or not view.endpoint.generates:
+        return likely
+    return min(likely, per_minute)
 
 
 def _passed_on(given: Mapping[bytes, bytes]) -> bytes:

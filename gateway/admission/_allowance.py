@@ -32,7 +32,8 @@ class Allowance:
     Bound: while Redis is away for T minutes a worker admits at most `share` x (what was left + limit x T) of requests
     and of tokens, and at any time at most max(1, `share` x limit) requests at once. So n workers admit at most
     n x `share` of a limit: nothing is overrun for n x `share` <= 1, but for the one request at once.
-    Dollars are never spent so: whoever has a budget is refused, since what other gateways have spent is not known.
+    Dollars are never spent so, nor a day's tokens: whoever has a budget is refused, since what other gateways have
+    spent is not known. So is whoever has one of the limits that only Redis counts: tokens at once, input or output.
     """
 
     def __init__(self, limits: LimitsSpec, *, share: float, last: Standing | None, now_ms: int) -> None:
@@ -40,6 +41,15 @@ class Allowance:
         assert 0 < share <= 1
         self.limits = limits
         self.running = 0
+        self._is_hard = bool(limits.budgets) or any(
+            limit is not None
+            for limit in (
+                limits.tokens_per_day,
+                limits.concurrent_tokens,
+                limits.input_tokens_per_minute,
+                limits.output_tokens_per_minute,
+            )
+        )
         self._most = None if limits.concurrent_requests is None else max(1, int(share * limits.concurrent_requests))
         requests_left, tokens_left = (None, None) if last is None else (last.requests_remaining, last.tokens_remaining)
         self._requests = _bucket(limits.requests_per_minute, share, requests_left, now_ms)
@@ -47,7 +57,7 @@ class Allowance:
 
     def take(self, ask: Ask, now_ms: int) -> bool:
         """Whether this request may run; takes its share if so."""
-        if self.limits.budget_usd is not None or (self._most is not None and self.running >= self._most):
+        if self._is_hard or (self._most is not None and self.running >= self._most):
             return False
         if self._requests is not None and not self._requests.holds(1, now_ms):
             return False

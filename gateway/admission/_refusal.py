@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 
 from gateway.errors import Refusal
 
 from ._money import usd
-from ._values import Denial
+from ._values import Denial, Dimension
 
 
 def refusal(denial: Denial) -> Refusal:
@@ -19,28 +20,45 @@ def refusal(denial: Denial) -> Refusal:
                 f"Rate limit reached: {_count(denial.limit, 'request')} per minute, {denial.remaining} left. "
                 f"{_try_again(denial)} Send requests more slowly or ask for a higher limit.",
             )
-        case "tokens_per_minute" if denial.asked > denial.limit:
-            return _rate_limit(
-                denial,
-                f"Request too large: it may use up to {_count(denial.asked, 'token')} (prompt and max_tokens), more "
-                f"than the limit of {_count(denial.limit, 'token')} per minute can ever hold. Shorten the prompt or "
-                "lower max_tokens.",
-            )
-        case "tokens_per_minute":
-            return _rate_limit(
-                denial,
-                f"Rate limit reached: {_count(denial.limit, 'token')} per minute, {denial.remaining} left, and this "
-                f"request may use up to {denial.asked} (prompt and max_tokens). {_try_again(denial)} "
-                "A lower max_tokens asks for less.",
-            )
         case "concurrent_requests":
             return _rate_limit(
                 denial,
                 f"Too many requests at once: {_count(denial.limit, 'request')} may run at the same time and none is "
                 "left. Wait for a running request to end, then try again.",
             )
-        case "budget_usd":
+        case "budget_usd" | "usd_per_hour" | "usd_per_day" | "usd_per_month":
             return _budget(denial)
+        case _:
+            return _tokens(denial)
+
+
+_TOKENS: Final[dict[Dimension, tuple[str, str, str]]] = {
+    "tokens_per_minute": ("token", "per minute", "prompt and max_tokens"),
+    "input_tokens_per_minute": ("input token", "per minute", "the prompt"),
+    "output_tokens_per_minute": ("output token", "per minute", "max_tokens"),
+    "tokens_per_day": ("token", "per day", "prompt and max_tokens"),
+    "concurrent_tokens": ("token", "in running requests", "prompt and max_tokens"),
+}
+"""What is limited, over what, and what of the request counts."""
+
+
+def _tokens(denial: Denial) -> Refusal:
+    noun, per, of = _TOKENS[denial.dimension]
+    if denial.asked > denial.limit:
+        less = {"the prompt": "Shorten the prompt", "max_tokens": "Lower max_tokens"}.get(
+            of, "Shorten the prompt or lower max_tokens"
+        )
+        return _rate_limit(
+            denial,
+            f"Request too large: it may use up to {_count(denial.asked, noun)} ({of}), more than the limit of "
+            f"{_count(denial.limit, noun)} {per} can ever hold. {less}.",
+        )
+    smaller = "shorter prompt" if of == "the prompt" else "lower max_tokens"
+    return _rate_limit(
+        denial,
+        f"Rate limit reached: {_count(denial.limit, noun)} {per}, {denial.remaining} left, and this request may use up "
+        f"to {denial.asked} ({of}). {_try_again(denial)} A {smaller} asks for less.",
+    )
 
 
 def _rate_limit(denial: Denial, message: str) -> Refusal:
@@ -57,7 +75,7 @@ def _budget(denial: Denial) -> Refusal:
     kind = denial.period.partition(":")[0]
     resets = datetime.fromtimestamp(denial.resets_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
     budget = f"the budget of ${usd(denial.limit)} for this {kind}"
-    if denial.retry_after_ms is not None:
+    if denial.reserved_nanousd > 0 and denial.spent_nanousd + denial.asked <= denial.limit:
         return _rate_limit(
             denial,
             f"This request may cost up to ${usd(denial.asked)}, and of {budget} only ${usd(denial.remaining)} is free: "
@@ -74,7 +92,12 @@ def _budget(denial: Denial) -> Refusal:
             f"at {resets}."
         )
     return Refusal(
-        status=429, code="insufficient_quota", type="insufficient_quota", message=message, should_retry=False
+        status=429,
+        code="insufficient_quota",
+        type="insufficient_quota",
+        message=message,
+        retry_after_ms=denial.retry_after_ms,
+        should_retry=False,
     )
 
 

@@ -6,22 +6,43 @@ from typing import Literal
 
 import msgspec
 
-Dimension = Literal["requests_per_minute", "tokens_per_minute", "concurrent_requests", "budget_usd"]
+Dimension = Literal[
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+    "budget_usd",
+    "input_tokens_per_minute",
+    "output_tokens_per_minute",
+    "concurrent_tokens",
+    "tokens_per_day",
+    "usd_per_hour",
+    "usd_per_day",
+    "usd_per_month",
+]
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """What one request may use at most. `lease_id` is the request's id; it need not be unique."""
+    """What one request may use. `lease_id` is the request's id; it need not be unique.
+
+    `tokens`, of which `input_tokens` and `output_tokens`, is what it will probably use: limits per minute are held to
+    that, and what it uses beyond is their debt. `most_tokens` and `nanousd` are the most it can use: what runs at once,
+    and what a day or a budget holds, is held to those.
+    """
 
     lease_id: str
     tokens: int
     nanousd: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    most_tokens: int = 0
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """What an admitted request holds until it is settled.
 
     `member` is its entry in the account, unique. `period` is the budget period that pays for it, even if the request
-    ends in a later one. `reserved_ms` is the account's time when it was taken.
+    ends in a later one; so are the `windows` of its other limits, such as `day:2026-10-03`. `reserved_ms` is the
+    account's time when it was taken.
     """
 
     member: str
@@ -30,6 +51,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     tokens: int
     nanousd: int
     reserved_ms: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    windows: tuple[str, ...] = ()
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False):
@@ -57,7 +81,7 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     """The request may not run; nothing was taken. Of several refusing dimensions this is the one that takes longest.
 
     `limit`, `asked` and `remaining` are in the dimension's unit: requests, tokens, requests running, nano-dollars.
-    `retry_after_ms` is None where waiting does not help. For `budget_usd` the money of `period` splits into
+    `retry_after_ms` is None where waiting does not help. For a budget in dollars the money of `period` splits into
     `spent_nanousd` and what running requests have reserved; `resets_at_s` (Unix) is when the period ends.
     """
 

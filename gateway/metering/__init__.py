@@ -1,5 +1,6 @@
 """What did it use: the usage event, and the ledger that reserves before a request runs and books when it has ended."""
 
+from ._account import windows_at
 from ._event import EVENT_VERSION, FailedAttempt, Status, UsageEvent
 from ._journal import JournalUnavailable
 from ._labels import Labels
@@ -53,4 +54,5 @@ __all__ = [
     "sum_field",
     "usage_sums",
     "wall_clock_ms",
+    "windows_at",
 ]

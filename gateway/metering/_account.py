@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from decimal import Decimal
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from gateway.admission import Ask, Denial, Grant, Lease, Period, Standing, period_at
+from gateway.admission import Ask, Denial, Dimension, Grant, Lease, Period, PeriodKind, Standing, period_at
 from gateway.policy import LimitsSpec
 from gateway.pricing import nanousd_of_usd
 from gateway.store import (
@@ -28,6 +29,7 @@ from gateway.store import (
     StoreUnavailable,
     TenantKeys,
     Verdict,
+    Window,
     account_call,
     account_reply,
 )
@@ -90,6 +92,8 @@ class TenantAccount:
         self._limits = limits
         self._compiled: AccountLimits | None = None
         self._period = Period("", 0, 0)
+        self._until_s = 0
+        self._windows: tuple[str, ...] = ()
         self._asked = 0
         self._waiting: list[_Waiting] = []
         self._aboard: list[_Waiting] = []
@@ -201,8 +205,10 @@ class TenantAccount:
         for ask, _, _ in waiting:
             self._asked += 1
             member = f"{ask.lease_id}|{self._worker}.{self._asked}|{ask.nanousd}|{compiled.period}"
+            if compiled.has_more:
+                member = f"{member}|{ask.most_tokens}|{','.join(self._windows)}"
             members.append(member)
-            asks += (member, ask.tokens, ask.nanousd)
+            asks += (member, ask.tokens, ask.nanousd, ask.input_tokens, ask.output_tokens, ask.most_tokens)
         return account_call(
             self._keys,
             now_ms=now_ms,
@@ -322,14 +328,28 @@ class TenantAccount:
         dimension = DIMENSIONS[verdict.dimension]
         if dimension is None:
             self._held[member] = _Stage.RUNS
-            return Grant(Lease(member, self.tenant, self._period.name, ask.tokens, ask.nanousd, now_ms), standing)
+            lease = Lease(
+                member,
+                self.tenant,
+                self._period.name,
+                ask.tokens,
+                ask.nanousd,
+                now_ms,
+                ask.input_tokens,
+                ask.output_tokens,
+                self._windows,
+            )
+            return Grant(lease, standing)
         assert self._compiled is not None
-        limit = {
-            "requests_per_minute": self._compiled.requests_per_minute,
-            "tokens_per_minute": self._compiled.tokens_per_minute,
-            "concurrent_requests": self._compiled.concurrent_requests,
-            "budget_usd": self._compiled.budget_nanousd,
-        }[dimension]
+        limit, period, resets_at_s = self._compiled.budget_nanousd, self._period.name, self._period.end_s
+        match dimension:
+            case "budget_usd":
+                pass
+            case "tokens_per_day" | "usd_per_hour" | "usd_per_day" | "usd_per_month":
+                window = next(window for window in self._compiled.windows if window.dimension == dimension)
+                limit, period, resets_at_s = window.limit, window.period, window.end_s
+            case _:
+                limit = getattr(self._compiled, dimension)
         return Denial(
             dimension=dimension,
             limit=limit,
@@ -339,19 +359,26 @@ class TenantAccount:
             standing=standing,
             spent_nanousd=verdict.spent_nanousd,
             reserved_nanousd=verdict.reserved_nanousd,
-            period=self._period.name,
-            resets_at_s=self._period.end_s,
+            period=period,
+            resets_at_s=resets_at_s,
         )
 
     def _limits_at(self, now_s: int) -> AccountLimits:
-        if self._compiled is None or not self._period.start_s <= now_s < self._period.end_s:
+        if self._compiled is None or not self._period.start_s <= now_s < self._until_s:
             limits = self._limits
             self._period = period_at(limits.budget_period, now_s, limits.time_zone)
+            windows = windows_at(limits, now_s)
+            self._windows = tuple(dict.fromkeys(window.period for window in windows))
+            self._until_s = min([self._period.end_s, *(window.end_s for window in windows)])
             self._compiled = AccountLimits(
                 requests_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.requests_per_minute)),
                 tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.tokens_per_minute)),
                 concurrent_requests=_or_unlimited(limits.concurrent_requests),
                 budget_nanousd=-1 if limits.budget_usd is None else nanousd_of_usd(limits.budget_usd),
+                input_tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.input_tokens_per_minute)),
+                output_tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.output_tokens_per_minute)),
+                concurrent_tokens=min(EXACT_MAX, _or_unlimited(limits.concurrent_tokens)),
+                windows=windows,
                 period=self._period.name,
             )
         return self._compiled
@@ -375,7 +402,7 @@ class TenantAccount:
 
     def _release(self, lease: Lease) -> None:
         self._held.pop(lease.member, None)
-        self._releases.append((lease.member, lease.tokens, lease.reserved_ms))
+        self._releases.append((lease.member, lease.tokens, lease.reserved_ms, lease.input_tokens, lease.output_tokens))
         self._wake(self)
 
 
@@ -387,13 +414,37 @@ def _settlement(number: int, lease: Lease, record: Record) -> Settlement:
         number,
         lease.member,
         lease.period,
-        lease.nanousd,
+        ",".join(lease.windows),
         lease.tokens,
         lease.reserved_ms,
         event.usage.total_tokens,
         event.cost_nanousd,
         int(event.status == "refused"),
+        lease.input_tokens,
+        event.usage.input_tokens,
+        lease.output_tokens,
+        event.usage.output_tokens,
     )
+
+
+def windows_at(limits: LimitsSpec, now_s: int) -> tuple[Window, ...]:
+    """The windows, beside the budget's period, that hold at `now_s` (Unix seconds)."""
+    windows: list[Window] = []
+
+    def add(dimension: Dimension, kind: PeriodKind, limit: int | None) -> None:
+        if limit is not None:
+            period = period_at(kind, now_s, limits.time_zone)
+            windows.append(Window(dimension=dimension, period=period.name, limit=limit, end_s=period.end_s))
+
+    def nanousd(usd: Decimal | None) -> int | None:
+        return None if usd is None else nanousd_of_usd(usd)
+
+    tokens = limits.tokens_per_day
+    add("tokens_per_day", "day", None if tokens is None else min(EXACT_MAX, tokens))
+    add("usd_per_hour", "hour", nanousd(limits.usd_per_hour))
+    add("usd_per_day", "day", nanousd(limits.usd_per_day))
+    add("usd_per_month", "month", nanousd(limits.usd_per_month))
+    return tuple(windows)
 
 
 def _or_unlimited(limit: int | None) -> int:

@@ -174,8 +174,15 @@ class Ledger:
         account = self._account(tenant.name)
         if account.waiting >= self._settings.waiting_max:
             raise StoreUnavailable(f"{account.waiting} requests of {tenant.name} already wait for Redis")
-        if ask.tokens > ASK_TOKENS_MAX:
-            ask = Ask(ask.lease_id, ASK_TOKENS_MAX, ask.nanousd)
+        if max(ask.tokens, ask.input_tokens, ask.output_tokens, ask.most_tokens) > ASK_TOKENS_MAX:
+            ask = Ask(
+                ask.lease_id,
+                min(ask.tokens, ASK_TOKENS_MAX),
+                ask.nanousd,
+                min(ask.input_tokens, ASK_TOKENS_MAX),
+                min(ask.output_tokens, ASK_TOKENS_MAX),
+                min(ask.most_tokens, ASK_TOKENS_MAX),
+            )
         decided = account.ask(tenant.limits, ask)
         try:
             return await decided

@@ -74,16 +74,34 @@ class KeySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsSpec:
-    """A tenant's limits; None means unlimited. Budget periods of days and months begin at midnight in `time_zone`."""
+    """A tenant's limits; None means unlimited. Days and months begin at midnight in `time_zone`."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
     concurrent_requests: int | None = None
+    concurrent_tokens: int | None = None
     budget_usd: Decimal | None = None
     budget_period: BudgetPeriod = "month"
+    usd_per_hour: Decimal | None = None
+    usd_per_day: Decimal | None = None
+    usd_per_month: Decimal | None = None
     time_zone: str = "UTC"
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
+
+    @property
+    def budgets(self) -> dict[str, Decimal]:
+        """All budgets in dollars, by the name of their field."""
+        named = {
+            "budget_usd": self.budget_usd,
+            "usd_per_hour": self.usd_per_hour,
+            "usd_per_day": self.usd_per_day,
+            "usd_per_month": self.usd_per_month,
+        }
+        return {name: usd for name, usd in named.items() if usd is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

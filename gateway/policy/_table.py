@@ -185,6 +185,22 @@ KEY = Record(
     },
 )
 
+
+def _budget(about: str, *aka: str) -> Field:
+    return Field(
+        shape=Number(
+            unit=units.USD,
+            whole=False,
+            minimum=Decimal(0),
+            exclusive=True,
+            maximum=BUDGET_USD_MAX,
+            absent="no budget",
+        ),
+        about=about,
+        aka=aka,
+    )
+
+
 LIMITS = Record(
     what="limits",
     build=LimitsSpec,
@@ -194,21 +210,26 @@ LIMITS = Record(
         "tokens_per_minute": _limit(
             units.TOKENS_PER_MINUTE, "Input and output tokens per minute, together.", "tpm", "tpm_limit"
         ),
+        "input_tokens_per_minute": _limit(units.TOKENS_PER_MINUTE, "Input tokens per minute.", "itpm"),
+        "output_tokens_per_minute": _limit(units.TOKENS_PER_MINUTE, "Output tokens per minute.", "otpm"),
         "concurrent_requests": _limit(
             units.REQUESTS, "Requests running or waiting at once.", "concurrency", "max_parallel_requests"
         ),
-        "budget_usd": Field(
-            shape=Number(
-                unit=units.USD,
-                whole=False,
-                minimum=Decimal(0),
-                exclusive=True,
-                maximum=BUDGET_USD_MAX,
-                absent="no budget",
-            ),
-            about="US dollars per budget_period. Reserved before a request runs, so never overrun.",
-            aka=("budget", "max_budget", "spend_limit"),
+        "concurrent_tokens": _limit(
+            units.TOKENS, "Tokens that all running requests together may use at most, prompts and answers."
         ),
+        "tokens_per_day": _limit(
+            units.TOKENS, "Input and output tokens per day of the tenant's zone. Reserved, so never overrun.", "tpd"
+        ),
+        "budget_usd": _budget(
+            "US dollars per budget_period. Reserved before a request runs, so never overrun.",
+            "budget",
+            "max_budget",
+            "spend_limit",
+        ),
+        "usd_per_hour": _budget("A further budget: US dollars per hour of UTC."),
+        "usd_per_day": _budget("A further budget: US dollars per day of the tenant's zone."),
+        "usd_per_month": _budget("A further budget: US dollars per month of the tenant's zone."),
         "budget_period": Field(
             shape=Choice(options=("hour", "day", "month")),
             about="When the budget begins anew (default month): hours of UTC, days and months of the tenant's zone.",

@@ -16,6 +16,7 @@ from ._account import (
     Settlement,
     UsageSums,
     Verdict,
+    Window,
     account_call,
     account_reply,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "TenantKeys",
     "UsageSums",
     "Verdict",
+    "Window",
     "account_call",
     "account_reply",
     "client",

@@ -19,7 +19,19 @@ EXACT_MAX: Final = 2**53 - 1
 CALL_MAX: Final = 500
 """Asks, settlements or renewals of one call at most: Lua unpacks up to three values for each, and has room for 8000."""
 
-Dimension = Literal["requests_per_minute", "tokens_per_minute", "concurrent_requests", "budget_usd"]
+Dimension = Literal[
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+    "budget_usd",
+    "input_tokens_per_minute",
+    "output_tokens_per_minute",
+    "concurrent_tokens",
+    "tokens_per_day",
+    "usd_per_hour",
+    "usd_per_day",
+    "usd_per_month",
+]
 
 DIMENSIONS: Final[tuple[Dimension | None, ...]] = (
     None,
@@ -27,20 +39,57 @@ DIMENSIONS: Final[tuple[Dimension | None, ...]] = (
     "tokens_per_minute",
     "concurrent_requests",
     "budget_usd",
+    "input_tokens_per_minute",
+    "output_tokens_per_minute",
+    "concurrent_tokens",
+    "tokens_per_day",
+    "usd_per_hour",
+    "usd_per_day",
+    "usd_per_month",
 )
 """What refused, by the script's number; None is granted."""
 
 
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit of a period: `limit` tokens or nano-dollars, as `dimension` has it, in the period named `period`, which
+    ends at `end_s` (Unix seconds)."""
+
+    dimension: Dimension
+    period: str
+    limit: int
+    end_s: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.limit <= EXACT_MAX
+
+
 class AccountLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tenant's account is checked against. -1 is unlimited. `period` names the budget's current period."""
+    """What a tenant's account is checked against. -1 is unlimited. `period` names the budget's current period; the
+    `windows` are of further budgets, and of tokens."""
 
     requests_per_minute: int = -1
     tokens_per_minute: int = -1
     concurrent_requests: int = -1
     budget_nanousd: int = -1
+    input_tokens_per_minute: int = -1
+    output_tokens_per_minute: int = -1
+    concurrent_tokens: int = -1
+    windows: tuple[Window, ...] = ()
     period: str
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there are limits beside the first four; if not, the script does nothing for them."""
+        return (
+            self.input_tokens_per_minute >= 0
+            or self.output_tokens_per_minute >= 0
+            or self.concurrent_tokens >= 0
+            or bool(self.windows)
+        )
+
     def __post_init__(self) -> None:
+        assert self.input_tokens_per_minute <= PER_MINUTE_MAX
+        assert self.output_tokens_per_minute <= PER_MINUTE_MAX
         assert self.requests_per_minute <= PER_MINUTE_MAX
         assert self.tokens_per_minute <= PER_MINUTE_MAX
         assert self.budget_nanousd <= EXACT_MAX
@@ -49,12 +98,15 @@ class AccountLimits(msgspec.Struct, frozen=True, kw_only=True):
 PER_MINUTE_MAX: Final = 10**10
 """Highest limit per minute: the script counts in 1/60000 units, and a capacity and its refill stay exact."""
 
-Settlement = tuple[int, str, str, int, int, int, int, int, int]
-"""number of its record, member, period, reserved_nanousd, reserved_tokens, reserved_ms, used_tokens, cost_nanousd,
-requests_back"""
+WINDOW_TTL_S: Final = 40 * 86_400
+"""A window is kept so long after its last new field: a month, and whatever is still booked in it afterwards."""
 
-Release = tuple[str, int, int]
-"""member, tokens, reserved_ms"""
+Settlement = tuple[int, str, str, str, int, int, int, int, int, int, int, int, int]
+"""number of its record, member, period, windows (with commas between), reserved_tokens, reserved_ms, used_tokens,
+cost_nanousd, requests_back, reserved_input, used_input, reserved_output, used_output"""
+
+Release = tuple[str, int, int, int, int]
+"""member, tokens, reserved_ms, input_tokens, output_tokens"""
 
 UsageSums = tuple[BucketSize, int, dict[str, int]]
 """bucket size, its start in Unix seconds, increments by field"""
@@ -120,11 +172,12 @@ def account_call(
     asks: Sequence[str | int] = (),
     booking: Booking | None = None,
 ) -> Call:
-    """One call of account.lua. `asks` is flat: member, tokens, nanousd, member, ... `producer` is whose last record is
+    """One call of account.lua. `asks` is flat: member, tokens, nanousd, input_tokens, output_tokens, most_tokens,
+    member, ... `producer` is whose last record is
     asked for, and whose booking it is."""
     assert len(renewals) <= CALL_MAX
     assert len(releases) <= CALL_MAX
-    assert len(asks) <= 3 * CALL_MAX
+    assert len(asks) <= 6 * CALL_MAX
     names = [keys.limits, keys.leases, keys.events, keys.producer(producer)]
     packed: object = False
     events: Sequence[bytes] = ()
@@ -156,6 +209,9 @@ def account_call(
         [value for release in releases for value in release],
         asks,
         packed,
+        keys.window_prefix,
+        WINDOW_TTL_S,
+        _more(limits),
     )
     return Call(names, [_encode(payload), *events])
 
@@ -163,6 +219,15 @@ def account_call(
 def account_reply(reply: bytes) -> AccountReply:
     """Reads account.lua's answer."""
     return _decode(reply)
+
+
+def _more(limits: AccountLimits) -> object:
+    if not limits.has_more:
+        return False
+    checks: list[str | int] = []
+    for window in limits.windows:
+        checks += (DIMENSIONS.index(window.dimension), window.period, window.limit, window.end_s * 1000)
+    return (limits.input_tokens_per_minute, limits.output_tokens_per_minute, limits.concurrent_tokens, checks)
 
 
 def _flat_sums(ttl_s: int, sums: dict[str, int]) -> list[str | int]:

@@ -24,11 +24,22 @@ class TenantKeys:
     events    stream  usage events: "event" as JSON, "from" as <producer>:<number>, unique
     producer  string  number of the last record of one journal that was booked
     budget    hash    `spent` and `reserved` nano-dollars of one period
+    window    hash    `spent`, `reserved` nano-dollars and `tokens`, `tokens_reserved` of one period of a further limit
     sink      hash    how far its events have been pushed (see scripts/sink.lua)
     usage     hash    sums of one minute, hour or day, fields `model|key|metric`
     """
 
-    __slots__ = ("_budget", "_producer", "_usage", "budget_prefix", "events", "leases", "limits", "sink")
+    __slots__ = (
+        "_budget",
+        "_producer",
+        "_usage",
+        "budget_prefix",
+        "events",
+        "leases",
+        "limits",
+        "sink",
+        "window_prefix",
+    )
 
     def __init__(self, tenant: str) -> None:
         assert tenant, "a tenant has a name"
@@ -41,6 +52,7 @@ class TenantKeys:
         self.sink = prefix + "sink"
         self._producer = prefix + "producer:"
         self.budget_prefix = prefix + "budget:"
+        self.window_prefix = prefix + "window:"
         self._usage = prefix + "usage:"
 
     def producer(self, producer: str) -> str:
@@ -50,6 +62,10 @@ class TenantKeys:
     def budget(self, period: str) -> str:
         """Money of one period, such as `month:2026-10`."""
         return self.budget_prefix + period
+
+    def window(self, period: str) -> str:
+        """Money and tokens of one period, such as `day:2026-10-03`, for the limits beside the budget."""
+        return self.window_prefix + period
 
     def usage(self, size: BucketSize, start_s: int) -> str:
         """Sums of the bucket that starts at `start_s` (Unix seconds, a multiple of its size)."""

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.admission import period_at, usd
+from gateway.metering import windows_at
 from gateway.policy import LimitsSpec
 from gateway.pricing import nanousd_of_usd
 from gateway.store import StoreUnavailable, TenantKeys
@@ -49,34 +50,57 @@ async def read_limits(redis: Redis, keys: TenantKeys, limits: LimitsSpec, now_s:
     """
     period = period_at(limits.budget_period, now_s, limits.time_zone)
     pipeline = redis.pipeline(transaction=False)
-    pipeline.hmget(keys.limits, "requests", "tokens")
+    windows = windows_at(limits, now_s)
+    pipeline.hmget(keys.limits, "requests", "tokens", "input", "output", "held")
     pipeline.zcount(keys.leases, f"({now_s * 1000}", "+inf")
     pipeline.hmget(keys.budget(period.name), "spent", "reserved")
+    for window in windows:
+        counted = ("tokens", "tokens_reserved") if window.dimension == "tokens_per_day" else ("spent", "reserved")
+        pipeline.hmget(keys.window(window.period), *counted)
     try:
-        buckets, running, money = await pipeline.execute()
+        buckets, running, money, *used = await pipeline.execute()
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis did not answer: {error}") from error
-    requests, tokens = cast(list[bytes | None], buckets)
+    requests, tokens, input_tokens, output_tokens, held = cast(list[bytes | None], buckets)
     spent, reserved = (int(amount or 0) for amount in cast(list[bytes | None], money))
     left: Limits = {}
     if limits.requests_per_minute is not None:
         left["requests_per_minute"] = _bucket_left(limits.requests_per_minute, requests, now_s)
     if limits.tokens_per_minute is not None:
         left["tokens_per_minute"] = _bucket_left(limits.tokens_per_minute, tokens, now_s)
+    if limits.input_tokens_per_minute is not None:
+        left["input_tokens_per_minute"] = _bucket_left(limits.input_tokens_per_minute, input_tokens, now_s)
+    if limits.output_tokens_per_minute is not None:
+        left["output_tokens_per_minute"] = _bucket_left(limits.output_tokens_per_minute, output_tokens, now_s)
+    if limits.concurrent_tokens is not None:
+        remaining = max(0, limits.concurrent_tokens - int(held or 0))
+        left["concurrent_tokens"] = LimitLeft(limit=limits.concurrent_tokens, remaining=remaining, resets_at=None)
     if limits.concurrent_requests is not None:
         remaining = max(0, limits.concurrent_requests - cast(int, running))
         left["concurrent_requests"] = LimitLeft(limit=limits.concurrent_requests, remaining=remaining, resets_at=None)
     if limits.budget_usd is not None:
         budget = nanousd_of_usd(limits.budget_usd)
-        left["budget_usd"] = BudgetLeft(
-            limit_usd=usd(budget),
-            period=limits.budget_period,
-            spent_usd=usd(spent),
-            reserved_usd=usd(reserved),
-            remaining_usd=usd(max(0, budget - spent - reserved)),
-            resets_at=period.end_s,
-        )
+        left["budget_usd"] = _budget_left(budget, limits.budget_period, spent, reserved, period.end_s)
+    for window, amounts in zip(windows, cast(list[list[bytes | None]], used), strict=True):
+        spent, reserved = (int(amount or 0) for amount in amounts)
+        if window.dimension == "tokens_per_day":
+            remaining = max(0, window.limit - spent - reserved)
+            left[window.dimension] = LimitLeft(limit=window.limit, remaining=remaining, resets_at=window.end_s)
+        else:
+            kind = window.period.partition(":")[0]
+            left[window.dimension] = _budget_left(window.limit, kind, spent, reserved, window.end_s)
     return left
+
+
+def _budget_left(budget: int, period: str, spent: int, reserved: int, end_s: int) -> BudgetLeft:
+    return BudgetLeft(
+        limit_usd=usd(budget),
+        period=period,
+        spent_usd=usd(spent),
+        reserved_usd=usd(reserved),
+        remaining_usd=usd(max(0, budget - spent - reserved)),
+        resets_at=end_s,
+    )
 
 
 def _bucket_left(limit: int, stored: bytes | None, now_s: int) -> LimitLeft:

@@ -25,7 +25,7 @@ from gateway.metering._outbox import Outbox
 from gateway.metering._record import Record
 from gateway.policy import LimitsSpec
 from gateway.store import Call, StoreUnavailable
-from tests.integration.store.model import Model
+from tests.integration.store.model import Amounts, Lease, Model
 
 TENANT = "acme"
 PERIOD = "hour:2026-09-21T14"
@@ -69,26 +69,27 @@ class Redis:
 
     def call(self, call: Call) -> bytes:
         """The call's reply."""
-        (now, _, _, _, _, _, period, _, _, away_ms, renewals, releases, asks, booking) = msgspec.msgpack.decode(
+        (now, _, _, _, _, _, period, _, _, away_ms, renewals, releases, asks, booking, *_) = msgspec.msgpack.decode(
             call.arguments[0]
         )
         model, producer = self.model, call.keys[3].rpartition(":")[2]
         model.period = period
         model.step(now)
         for member in renewals:
-            *_, nanousd, of = member.split("|")
-            model.renew(member, int(nanousd), of)
-        for i in range(0, len(releases), 3):
+            _, _, nanousd, of = member.split("|")
+            model.renew(member, Lease(0, int(nanousd), of))
+        for i in range(0, len(releases), 5):
             if model.leases.pop(releases[i], None) is not None:
                 model.give_back("requests", 1, releases[i + 2])
         last = self.last.get(producer, 0)
         if booking:
             first, skips, _, _, _, settlements, _ = booking
             is_next = first == last + 1 or (skips and first > last)
-            for i in range(0, len(settlements), 9):
+            for i in range(0, len(settlements), 13):
                 number, member, of, _, tokens, reserved_ms, used, cost, never_ran = settlements[i : i + 9]
+                lease, amounts = Lease(0, 0, of), Amounts(tokens, 0)
                 if is_next:
-                    model.settle(member, of, tokens, used, reserved_ms, cost, bool(never_ran))
+                    model.settle(member, lease, amounts, (0, used), reserved_ms, cost, bool(never_ran))
                 elif number <= last:
                     model.leases.pop(member, None)
             if is_next:
@@ -101,8 +102,8 @@ class Redis:
                     lease.expiry = model.at + TTL_MS
         model.forget_expired()
         verdicts = []
-        for i in range(0, len(asks), 3):
-            dimension, wait_ms = model.reserve(asks[i], asks[i + 1], asks[i + 2])
+        for i in range(0, len(asks), 6):
+            dimension, wait_ms = model.reserve(asks[i], Amounts(*asks[i + 1 : i + 6]))
             verdicts.append((dimension, 0, 0, -1, -1, 0, 0, wait_ms, 0, 0))
         return msgspec.msgpack.encode((model.at, last, verdicts))
 

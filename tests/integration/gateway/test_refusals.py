@@ -526,6 +526,32 @@ async def test_a_wait_over_a_minute_is_not_worth_a_retry(engine: Engine, start: 
     assert answer.headers["x-should-retry"] == "false"
 
 
+async def test_a_request_without_max_tokens_does_not_take_the_whole_minute(engine: Engine, start: Start) -> None:
+    """No whole-headroom reservation: an answer that nobody bounded holds a usual one's tokens, not the context."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
+    engine.script = as_json({"object": "chat.completion", "choices": [{"index": 0}], "usage": usage})
+    served = await start(engine, limits={"output_tokens_per_minute": 2000}, context_tokens=100_000)
+    assert (await served.post()).status == 200
+    cut = await start(engine, limits={"output_tokens_per_minute": 100}, context_tokens=100_000)
+    assert (await cut.post()).status == 200
+
+
+async def test_tokens_per_day_hold_the_most_a_request_can_use(engine: Engine, start: Start) -> None:
+    """Of a day, prompt and max_tokens are taken before the request runs: what could overrun it is refused by name."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
+    engine.script = as_json({"object": "chat.completion", "choices": [{"index": 0}], "usage": usage})
+    served = await start(engine, limits={"tokens_per_day": 1000, "concurrent_tokens": 5000}, context_tokens=100_000)
+    answer = await served.post(ASKED | {"max_tokens": 1000})
+    await refused(served, answer, 429, "rate_limit_exceeded")
+    assert "1000 tokens per day" in answer.error["message"]
+    left = (await served.usage())["limits"]
+    assert (left["tokens_per_day"]["remaining"], left["concurrent_tokens"]["remaining"]) == (1000, 5000)
+    assert (await served.post(ASKED | {"max_tokens": 500})).status == 200
+    left = (await served.usage())["limits"]
+    assert left["tokens_per_day"]["remaining"] == 970
+    assert left["concurrent_tokens"]["remaining"] == 5000
+
+
 async def test_concurrent_requests(engine: Engine, start: Start) -> None:
     """One of one runs: the next is refused, and runs once the first has ended."""
     engine.scripts.append(says_nothing)

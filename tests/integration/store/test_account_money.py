@@ -105,7 +105,7 @@ class Money:
         if first is not None and len(producer.records) >= first:
             sent = producer.records[first - 1 :]
             settlements: list[Settlement] = [
-                (number, lease.member, lease.period, lease.nanousd, 0, lease.at_ms, 0, cost, 0)
+                (number, lease.member, lease.period, "", 0, lease.at_ms, 0, cost, 0, 0, 0, 0, 0)
                 for number, (lease, cost) in enumerate(sent, first)
             ]
             booking = Booking(
@@ -127,7 +127,7 @@ class Money:
             away_ms=away_ms,
             renewals=[lease.member for lease in renewed],
             releases=producer.released,
-            asks=[value for member, nanousd in asked for value in (member, 0, nanousd)],
+            asks=[value for member, nanousd in asked for value in (member, 0, nanousd, 0, 0, 0)],
             booking=booking,
         )
         return account_reply(self.valkey.evalsha(self.sha1, len(call.keys), *call.keys, *call.arguments))
@@ -147,7 +147,7 @@ class Money:
             if lease.member in self.forgotten:
                 self.forgotten.discard(lease.member)
                 self.overdue[lease.period] += money
-        ended = {lease.member for lease, _ in booked} | {member for member, _, _ in producer.released}
+        ended = {lease.member for lease, _ in booked} | {member for member, *_ in producer.released}
         known = {*self.held, *(lease.member for lease in (*renewed, *granted))}
         assert known.issuperset(stored), "nothing is held that nobody was granted"
         vanished = known - stored.keys() - ended
@@ -182,7 +182,7 @@ class Money:
         for lease in ended:
             producer.running.remove(lease)
             if dice.random() < 0.2:
-                producer.released.append((lease.member, 0, lease.at_ms))
+                producer.released.append((lease.member, 0, lease.at_ms, 0, 0))
             else:
                 producer.records.append((lease, dice.choice([0, lease.nanousd, dice.randrange(lease.nanousd + 1)])))
         applied = self.applied[producer.name]

@@ -12,9 +12,19 @@ import redis as sync_redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.store import AccountLimits, AccountReply, Booking, TenantKeys, account_call, account_reply, load_script
+from gateway.store import (
+    DIMENSIONS,
+    AccountLimits,
+    AccountReply,
+    Booking,
+    TenantKeys,
+    Window,
+    account_call,
+    account_reply,
+    load_script,
+)
 
-from .model import Lease, Model
+from .model import Amounts, Check, Lease, Model
 
 TTL_MS = 10_000
 T0 = 1_790_000_000_000
@@ -31,22 +41,19 @@ class Account:
         self.now = T0
         self.last = 0
         self.members = 0
-        self.granted: dict[str, tuple[str, int, int, int]] = {}  # member -> period, tokens, nanousd, reserved_ms
+        self.granted: dict[str, tuple[Lease, Amounts, int]] = {}  # member -> lease, amounts, reserved_ms
 
     def call(
         self,
-        asks: Sequence[tuple[int, int]] = (),
-        settle: Sequence[tuple[str, int, int, bool]] = (),
+        asks: Sequence[tuple[int, ...]] = (),
+        settle: Sequence[tuple[str, int | tuple[int, int], int, bool]] = (),
         renew: Sequence[str] = (),
         *,
         resend: bool = False,
     ) -> AccountReply:
-        """`asks` are (tokens, nanousd); `settle` are (member, used tokens, cost, never ran)."""
+        """`asks` are `Amounts`; `settle` are (member, used tokens or (input, output), cost, never ran)."""
         model = self.model
-        named = [
-            (f"r|{self.members + i}|{nanousd}|{model.period}", tokens, nanousd)
-            for i, (tokens, nanousd) in enumerate(asks)
-        ]
+        named = [(self.member(i, Amounts(*ask)), Amounts(*ask)) for i, ask in enumerate(asks)]
         self.members += len(asks)
         booking = None
         if settle:
@@ -60,9 +67,23 @@ class Account:
                 events=[b"{}"] * len(settle),
                 usage=[],
                 settlements=[
-                    (number, member, period, nanousd, tokens, reserved_ms, used, cost, int(never_ran))
+                    (
+                        number,
+                        member,
+                        lease.period,
+                        ",".join(lease.windows),
+                        amounts.tokens,
+                        reserved_ms,
+                        sum(in_out(used)),
+                        cost,
+                        int(never_ran),
+                        amounts.input,
+                        in_out(used)[0],
+                        amounts.output,
+                        in_out(used)[1],
+                    )
                     for number, (member, used, cost, never_ran) in enumerate(settle, first)
-                    for period, tokens, nanousd, reserved_ms in [self.granted[member]]
+                    for lease, amounts, reserved_ms in [self.granted[member]]
                 ],
             )
         reply = account_reply(self.valkey.evalsha(self.sha1, *self.arguments(named, renew, booking)))
@@ -70,30 +91,35 @@ class Account:
         assert reply.last == self.last
         model.step(self.now)
         for member in renew:
-            period, _, nanousd, _ = self.granted[member]
-            model.renew(member, nanousd, period)
+            model.renew(member, self.granted[member][0])
         for member, used, cost, never_ran in settle:
-            period, tokens, _, reserved_ms = self.granted[member]
+            lease, amounts, reserved_ms = self.granted[member]
             if resend:
                 model.leases.pop(member, None)
             else:
-                model.settle(member, period, tokens, used, reserved_ms, cost, never_ran)
+                model.settle(member, lease, amounts, in_out(used), reserved_ms, cost, never_ran)
         model.forget_expired()
         assert reply.now_ms == model.at
-        for (member, tokens, nanousd), verdict in zip(named, reply.verdicts, strict=True):
-            dimension, wait_ms = model.reserve(member, tokens, nanousd)
+        for (member, amounts), verdict in zip(named, reply.verdicts, strict=True):
+            dimension, wait_ms = model.reserve(member, amounts)
             assert (verdict.dimension, verdict.retry_after_ms) == (dimension, wait_ms)
             assert verdict.requests_remaining == model.remaining("requests")
             assert verdict.tokens_remaining == model.remaining("tokens")
             assert verdict.requests_reset_ms == model.reset_ms("requests")
             assert verdict.tokens_reset_ms == model.reset_ms("tokens")
             if dimension == 0:
-                self.granted[member] = (model.period, tokens, nanousd, model.at)
+                self.granted[member] = (model.leases[member], amounts, model.at)
         self.compare()
         return reply
 
+    def member(self, i: int, amounts: Amounts) -> str:
+        """The name of the lease that the i-th ask gets."""
+        lease = self.model.lease(amounts)
+        name = f"r|{self.members + i}|{lease.nanousd}|{lease.period}"
+        return f"{name}|{lease.most_tokens}|{','.join(lease.windows)}" if self.model.has_more else name
+
     def arguments(
-        self, named: list[tuple[str, int, int]], renew: Sequence[str], booking: Booking | None
+        self, named: list[tuple[str, Amounts]], renew: Sequence[str], booking: Booking | None
     ) -> list[object]:
         call = account_call(
             self.keys,
@@ -104,12 +130,30 @@ class Account:
                 tokens_per_minute=none_to_minus(self.model.limits["tokens"]),
                 concurrent_requests=none_to_minus(self.model.limits["concurrent"]),
                 budget_nanousd=none_to_minus(self.model.budget),
+                input_tokens_per_minute=none_to_minus(self.model.limits.get("input")),
+                output_tokens_per_minute=none_to_minus(self.model.limits.get("output")),
+                concurrent_tokens=none_to_minus(self.model.concurrent_tokens),
+                windows=tuple(
+                    Window(
+                        dimension=dimension,
+                        period=check.window,
+                        limit=check.limit,
+                        end_s=check.ends_ms // 1000,
+                    )
+                    for check in self.model.checks
+                    for dimension in [DIMENSIONS[check.dimension]]
+                    if dimension is not None
+                ),
                 period=self.model.period,
             ),
             budget_ttl_s=1000,
             producer="p",
             renewals=renew,
-            asks=[value for ask in named for value in ask],
+            asks=[
+                value
+                for member, ask in named
+                for value in (member, ask.tokens, ask.nanousd, ask.input, ask.output, ask.most)
+            ],
             booking=booking,
         )
         return [len(call.keys), *call.keys, *call.arguments]
@@ -124,10 +168,23 @@ class Account:
             assert int(money.get(b"spent", 0)) == model.spent.get(period, 0)
             assert int(money.get(b"reserved", 0)) == model.reserved(period)
         for name, bucket in model.buckets.items():
-            if model.limits[name] is not None:
+            if model.limits.get(name) is not None:
                 written = self.valkey.hget(self.keys.limits, name)
                 assert written is not None
                 assert [int(part) for part in written.split()] == [bucket.level, bucket.at, bucket.full_at]
+        assert int(self.valkey.hget(self.keys.limits, "held") or 0) == model.held
+        for window in {check.window for check in model.checks} | model.window_spent.keys():
+            kept = self.valkey.hgetall(self.keys.window(window))
+            assert [int(kept.get(name, 0)) for name in (b"spent", b"tokens", b"reserved", b"tokens_reserved")] == [
+                model.window_spent.get(window, 0),
+                model.window_tokens.get(window, 0),
+                *model.window_reserved(window),
+            ]
+
+
+def in_out(used: int | tuple[int, int]) -> tuple[int, int]:
+    """Input and output tokens."""
+    return (0, used) if isinstance(used, int) else used
 
 
 def none_to_minus(limit: int | None) -> int:
@@ -143,6 +200,7 @@ limit = st.one_of(st.none(), st.integers(0, 40), st.integers(1, 10**10))
     tokens=limit,
     concurrent=st.one_of(st.none(), st.integers(0, 6)),
     budget=st.one_of(st.none(), st.integers(0, 2000), st.just(2**53 - 1)),
+    has_more=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 def test_script_and_model_decide_the_same(
@@ -151,6 +209,7 @@ def test_script_and_model_decide_the_same(
     tokens: int | None,
     concurrent: int | None,
     budget: int | None,
+    has_more: bool,
     seed: int,
 ) -> None:
     """Any sequence of reserve, settle, resend, renew, expiry and time jumps comes out as the model says."""
@@ -167,6 +226,8 @@ def test_script_and_model_decide_the_same(
         account.now += dice.choice([0, 0, 1, 7, 500, 3_000, 10_000, 10_001, 61_000, 3_600_000, -400])
         if dice.random() < 0.1:
             model.period = f"hour:{dice.randrange(3)}"
+        if has_more and dice.random() < 0.4:
+            draw_further_limits(model, most, dice)
         if dice.random() < 0.05:
             model.limits["tokens"] = dice.choice([None, most, max(1, most // 2)])
         open_leases = list(account.granted)
@@ -174,13 +235,17 @@ def test_script_and_model_decide_the_same(
         settled = open_leases[: dice.randrange(3)]
         renewed = [member for member in open_leases[len(settled) :] if dice.random() < 0.5]
         asks = [
-            (dice.choice([0, 1, dice.randrange(2 * most)]), dice.choice([0, 1, dice.randrange(900)]))
+            (
+                dice.choice([0, 1, dice.randrange(2 * most)]),
+                dice.choice([0, 1, dice.randrange(900)]),
+                *(dice.choice([0, 1, dice.randrange(2 * most)]) for _ in range(3)),
+            )
             for _ in range(dice.randrange(4))
         ]
         settlements = [
             (
                 member,
-                dice.choice([0, account.granted[member][1], dice.randrange(2 * most)]),
+                dice.choice([0, account.granted[member][1].tokens, (dice.randrange(most), dice.randrange(most))]),
                 dice.randrange(900),
                 dice.random() < 0.3,
             )
@@ -191,6 +256,19 @@ def test_script_and_model_decide_the_same(
             account.call([], settlements, resend=True)
         for member in settled:
             del account.granted[member]
+
+
+def draw_further_limits(model: Model, most: int, dice: random.Random) -> None:
+    """Other limits, and windows of another hour or day, as if the policy or the time had changed."""
+    model.limits["input"] = dice.choice([None, most, most // 2])
+    model.limits["output"] = dice.choice([None, most, most // 2])
+    model.concurrent_tokens = dice.choice([None, most, 3 * most])
+    ends_ms = T0 + dice.randrange(100) * 60_000
+    model.checks = [
+        Check(dimension, f"{kind}:{dice.randrange(3)}", dice.choice([0, 1, 900, 5 * most]), ends_ms)
+        for dimension, kind in ((8, "day"), (9, "hour"), (10, "day"), (11, "month"))
+        if dice.random() < 0.5
+    ]
 
 
 def account_with(valkey: sync_redis.Redis, **limits: int | None) -> Account:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gateway.admission import Denial, Dimension, Standing, refusal
 
 STANDING = Standing(None, -1, -1, None, -1, -1)
@@ -116,3 +118,46 @@ def test_a_budget_that_is_only_reserved() -> None:
     assert (refused.status, refused.code) == (429, "rate_limit_exceeded")
     assert "$0.10 is spent and $0.80 is reserved, not spent, by requests that still run" in refused.message
     assert refused.headers() == [(b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
+
+
+@pytest.mark.parametrize(
+    ("dimension", "limit", "counts", "smaller"),
+    [
+        ("input_tokens_per_minute", "1000 input tokens per minute", "(the prompt)", "shorter prompt"),
+        ("output_tokens_per_minute", "1000 output tokens per minute", "(max_tokens)", "lower max_tokens"),
+        ("tokens_per_day", "1000 tokens per day", "(prompt and max_tokens)", "lower max_tokens"),
+        ("concurrent_tokens", "1000 tokens in running requests", "(prompt and max_tokens)", "lower max_tokens"),
+    ],
+)
+def test_each_limit_of_tokens_is_named(dimension: Dimension, limit: str, counts: str, smaller: str) -> None:
+    """The limit, what is left, what the request asks for, when to come again and what to change."""
+    refused = refusal(denial(dimension, limit=1000, asked=800, remaining=300, retry_after_ms=30_000))
+    assert refused.message == (
+        f"Rate limit reached: {limit}, 300 left, and this request may use up to 800 {counts}. Try again in 30 s. "
+        f"A {smaller} asks for less."
+    )
+    assert refused.headers() == [(b"retry-after", b"30"), (b"retry-after-ms", b"30000")]
+    too_large = refusal(denial(dimension, limit=1000, asked=1001, remaining=1000, retry_after_ms=None))
+    assert f"more than the limit of {limit} can ever hold" in too_large.message
+    assert too_large.headers() == [(b"x-should-retry", b"false")]
+
+
+def test_a_budget_of_an_hour_that_is_spent() -> None:
+    """Named by its hour, with the time until the next one; the SDKs are told not to retry."""
+    refused = refusal(
+        denial(
+            "usd_per_hour",
+            limit=10**9,
+            asked=10**6,
+            remaining=0,
+            retry_after_ms=1_800_000,
+            spent_nanousd=10**9,
+            period="hour:2026-10-31T23",
+            resets_at_s=1_793_491_200,
+        )
+    )
+    assert refused.code == "insufficient_quota"
+    assert refused.message.startswith(
+        "You have used up the budget of $1.00 for this hour. It resets at 2026-11-01 00:00"
+    )
+    assert refused.headers()[0] == (b"retry-after", b"1800")

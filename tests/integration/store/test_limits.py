@@ -1,0 +1,231 @@
+"""Tokens of each kind, tokens per day, tokens at once and several budgets: on a real Valkey, through the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import redis as sync_redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from gateway.admission import Ask, Denial, Dimension, Grant
+from gateway.metering import Ledger
+from gateway.policy import LimitsSpec, TenantSpec
+from gateway.store import AccountLimits, TenantKeys, Window, account_call, account_reply, load_script
+
+from .ledgers import T0_MS, ManualClock, PatientLedger, event
+
+ASK = Ask("r", tokens=10, nanousd=100, input_tokens=4, output_tokens=6, most_tokens=10)
+DAY_END_S = 1_790_035_200
+"""2026-09-22T00:00:00Z, the first midnight after T0_MS."""
+USD_100 = Decimal("0.0000001")
+"""100 nano-dollars."""
+
+ONE_REQUEST: dict[Dimension, LimitsSpec] = {
+    "requests_per_minute": LimitsSpec(requests_per_minute=1),
+    "tokens_per_minute": LimitsSpec(tokens_per_minute=10),
+    "input_tokens_per_minute": LimitsSpec(input_tokens_per_minute=4),
+    "output_tokens_per_minute": LimitsSpec(output_tokens_per_minute=6),
+    "tokens_per_day": LimitsSpec(tokens_per_day=10),
+    "concurrent_requests": LimitsSpec(concurrent_requests=1),
+    "concurrent_tokens": LimitsSpec(concurrent_tokens=10),
+    "budget_usd": LimitsSpec(budget_usd=USD_100),
+    "usd_per_hour": LimitsSpec(usd_per_hour=USD_100),
+    "usd_per_day": LimitsSpec(usd_per_day=USD_100),
+    "usd_per_month": LimitsSpec(usd_per_month=USD_100),
+}
+"""Of each dimension as much as one request of ASK takes."""
+
+HELD = ("concurrent_requests", "concurrent_tokens")
+
+
+def acme(limits: LimitsSpec) -> TenantSpec:
+    return TenantSpec(name="acme", limits=limits)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def ledger(redis: Redis, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
+    async with PatientLedger(redis, tmp_path, now_ms=clock) as ledger:
+        yield ledger
+
+
+async def denied(ledger: Ledger, limits: LimitsSpec, ask: Ask = ASK) -> Denial:
+    decision = await ledger.reserve(acme(limits), ask)
+    assert isinstance(decision, Denial)
+    return decision
+
+
+async def granted(ledger: Ledger, limits: LimitsSpec, ask: Ask = ASK) -> Grant:
+    decision = await ledger.reserve(acme(limits), ask)
+    assert isinstance(decision, Grant)
+    return decision
+
+
+@pytest.mark.parametrize("dimension", ONE_REQUEST)
+async def test_a_limit_of_one_admits_the_first_and_refuses_the_second(ledger: Ledger, dimension: Dimension) -> None:
+    """Whatever the dimension, exactly what the limit says fits, and the refusal names it and what is left."""
+    limits = ONE_REQUEST[dimension]
+    await granted(ledger, limits)
+    refused = await denied(ledger, limits)
+    assert (refused.dimension, refused.remaining) == (dimension, 0)
+
+
+@pytest.mark.parametrize("dimension", [name for name in ONE_REQUEST if not name.startswith("requests")])
+async def test_what_a_request_did_not_use_can_be_used_at_once(ledger: Ledger, dimension: Dimension) -> None:
+    """Settled with nothing used, it leaves the whole limit for the next one."""
+    limits = ONE_REQUEST[dimension]
+    grant = await granted(ledger, limits)
+    await ledger.settle(event("r"), grant.lease)
+    await granted(ledger, limits)
+
+
+@pytest.mark.parametrize("dimension", ["tokens_per_day", "usd_per_hour", "usd_per_day", "usd_per_month"])
+async def test_what_was_used_up_comes_back_when_the_window_ends(
+    ledger: Ledger, clock: ManualClock, dimension: Dimension
+) -> None:
+    """Retry-After is the end of the window, to the millisecond; then there is all of it again, and not before."""
+    limits = ONE_REQUEST[dimension]
+    grant = await granted(ledger, limits)
+    await ledger.settle(event("r", input_tokens=4, output_tokens=6, cost_nanousd=100), grant.lease)
+    refused = await denied(ledger, limits)
+    assert refused.retry_after_ms == refused.resets_at_s * 1000 - clock.now_ms
+    clock.now_ms = refused.resets_at_s * 1000 - 1
+    assert (await denied(ledger, limits)).dimension == dimension
+    clock.now_ms += 1
+    await granted(ledger, limits)
+    assert (await denied(ledger, limits)).dimension == dimension, "no double burst at the edge"
+
+
+async def test_a_refund_goes_to_the_window_it_was_taken_from(ledger: Ledger, redis: Redis, clock: ManualClock) -> None:
+    """A request that begins before midnight and ends after it leaves the new day as it was."""
+    limits = LimitsSpec(tokens_per_day=20, usd_per_day=Decimal("0.0000002"))
+    clock.now_ms = DAY_END_S * 1000 - 1000
+    old = await granted(ledger, limits)
+    clock.now_ms += 2000
+    await granted(ledger, limits)
+    before = await redis.hgetall(TenantKeys("acme").window("day:2026-09-22"))
+    await ledger.settle(event("r", output_tokens=3, cost_nanousd=30), old.lease)
+    assert await redis.hgetall(TenantKeys("acme").window("day:2026-09-22")) == before
+    assert await redis.hgetall(TenantKeys("acme").window("day:2026-09-21")) == {
+        b"spent": b"30",
+        b"reserved": b"0",
+        b"tokens": b"3",
+        b"tokens_reserved": b"0",
+    }
+    refused = await denied(ledger, limits, Ask("r", 0, 0, most_tokens=11))
+    assert (refused.dimension, refused.remaining, refused.retry_after_ms) == ("tokens_per_day", 10, 1000)
+
+
+@pytest.mark.parametrize("dimension", [*HELD, "tokens_per_day", "budget_usd", "usd_per_hour"])
+async def test_a_killed_workers_share_is_free_after_its_leases_term(
+    redis: Redis, tmp_path: Path, clock: ManualClock, dimension: Dimension
+) -> None:
+    """Nobody renews what a killed worker held: places, tokens and money are free after 10 s and not before."""
+    limits = ONE_REQUEST[dimension]
+    killed = PatientLedger(redis, tmp_path / "killed", now_ms=clock)
+    async with PatientLedger(redis, tmp_path / "lives", now_ms=clock) as lives, killed:
+        await granted(killed, limits)
+        clock.advance_s(9.999)
+        await denied(lives, limits)
+        clock.advance_s(0.001)
+        await granted(lives, limits)
+
+
+@pytest.mark.parametrize("dimension", ONE_REQUEST)
+async def test_several_workers_together_never_overshoot(
+    redis: Redis, tmp_path: Path, clock: ManualClock, dimension: Dimension
+) -> None:
+    """Three workers that ask at the same time get exactly one request's worth, not one each."""
+    limits = ONE_REQUEST[dimension]
+    async with (
+        PatientLedger(redis, tmp_path / "a", now_ms=clock) as a,
+        PatientLedger(redis, tmp_path / "b", now_ms=clock) as b,
+        PatientLedger(redis, tmp_path / "c", now_ms=clock) as c,
+    ):
+        decisions = await asyncio.gather(*(one.reserve(acme(limits), ASK) for one in (a, b, c) for _ in range(10)))
+    assert sum(isinstance(decision, Grant) for decision in decisions) == 1
+
+
+async def test_a_tenant_without_further_limits_keeps_nothing_for_them(ledger: Ledger, redis: Redis) -> None:
+    """No window, no field and no longer lease: what only others use costs nothing."""
+    grant = await granted(ledger, LimitsSpec(requests_per_minute=5, budget_usd=Decimal(1)))
+    assert grant.lease.member.count("|") == 3
+    assert not await redis.keys(TenantKeys("acme").window_prefix + "*")
+    assert set(await redis.hkeys(TenantKeys("acme").limits)) == {b"at", b"period", b"requests"}
+
+
+few = st.one_of(st.just(-1), st.integers(0, 30))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rates=st.tuples(few, few, few, few, few, few),
+    windows=st.lists(st.integers(0, 30), min_size=4, max_size=4),
+    asks=st.lists(st.tuples(*[st.integers(0, 20)] * 5), min_size=1, max_size=12),
+)
+def test_a_refused_request_leaves_every_counter_unchanged(
+    valkey: sync_redis.Redis, rates: tuple[int, ...], windows: list[int], asks: list[tuple[int, ...]]
+) -> None:
+    """No phantom refusals: whoever is refused by one limit has taken nothing from any other."""
+    sha1 = valkey.script_load(load_script("account").text.decode())
+    keys = TenantKeys("t-" + secrets.token_hex(8))
+    kinds: tuple[tuple[Dimension, str], ...] = (
+        ("tokens_per_day", "day:0"),
+        ("usd_per_hour", "hour:0"),
+        ("usd_per_day", "day:0"),
+        ("usd_per_month", "month:0"),
+    )
+    limits = AccountLimits(
+        requests_per_minute=rates[0],
+        tokens_per_minute=rates[1],
+        concurrent_requests=rates[2],
+        input_tokens_per_minute=rates[3],
+        output_tokens_per_minute=rates[4],
+        concurrent_tokens=rates[5],
+        windows=tuple(
+            Window(dimension=dimension, period=period, limit=limit, end_s=T0_MS // 1000 + 60)
+            for (dimension, period), limit in zip(kinds, windows, strict=True)
+        ),
+        period="month:0",
+    )
+
+    def stored() -> dict[str, object]:
+        found: dict[str, object] = {key: valkey.hgetall(keys.window(key)) for _, key in kinds}
+        found["limits"] = {
+            name: value.split()[0] for name, value in valkey.hgetall(keys.limits).items() if value.strip()
+        }
+        found["leases"] = valkey.zrange(keys.leases, 0, -1, withscores=True)
+        found["budget"] = valkey.hgetall(keys.budget("month:0"))
+        return found
+
+    def reserve(number: int, ask: tuple[int, ...] | None) -> int | None:
+        tokens, nanousd, of_input, of_output, most = ask or (0, 0, 0, 0, 0)
+        member = f"r|{number}|{nanousd}|month:0|{most}|day:0,hour:0,month:0"
+        call = account_call(
+            keys,
+            now_ms=T0_MS,
+            lease_ttl_ms=10_000,
+            limits=limits,
+            budget_ttl_s=1000,
+            producer="p",
+            asks=() if ask is None else (member, tokens, nanousd, of_input, of_output, most),
+        )
+        reply = account_reply(valkey.evalsha(sha1, len(call.keys), *call.keys, *call.arguments))
+        return reply.verdicts[0].dimension if reply.verdicts else None
+
+    reserve(0, (31, 31, 31, 31, 31))  # refused: the account is written down full
+    for number, ask in enumerate(asks, 1):
+        before = stored()
+        if reserve(number, ask) != 0:
+            assert stored() == before
