@@ -210,7 +210,7 @@ class Lifecycle:
             input_tokens = size.total
             output_tokens = _likely_output(view, tokens - input_tokens, tenant.limits.output_tokens_per_minute)
             most_tokens = prompt_most(view, size, limits) + answers_most
-            if price is not None and tenant.limits.budgets:
+            if price is not None and tenant.has_budget(call.key):
                 # An absurd `n` multiplies to more than the ledger's numbers hold; no budget holds that much either.
                 nanousd = min(EXACT_MAX, price.ceiling_nanousd(prompt_most(view, size, limits), answers_most))
         ask = Ask(
@@ -220,6 +220,7 @@ class Lifecycle:
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             most_tokens=most_tokens,
+            key=call.key,
         )
         return Reservation(
             call,

@@ -44,6 +44,8 @@ _TOKENS: Final[dict[Dimension, tuple[str, str, str]]] = {
 
 def _tokens(denial: Denial) -> Refusal:
     noun, per, of = _TOKENS[denial.dimension]
+    if denial.key:
+        per = f"{per} for key {denial.key}"
     if denial.asked > denial.limit:
         less = {"the prompt": "Shorten the prompt", "max_tokens": "Lower max_tokens"}.get(
             of, "Shorten the prompt or lower max_tokens"
@@ -75,6 +77,8 @@ def _budget(denial: Denial) -> Refusal:
     kind = denial.period.partition(":")[0]
     resets = datetime.fromtimestamp(denial.resets_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
     budget = f"the budget of ${usd(denial.limit)} for this {kind}"
+    if denial.key:
+        budget = f"the budget of key {denial.key}, ${usd(denial.limit)} for this {kind}"
     if denial.reserved_nanousd > 0 and denial.spent_nanousd + denial.asked <= denial.limit:
         return _rate_limit(
             denial,

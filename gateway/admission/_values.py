@@ -26,7 +26,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
     `tokens`, of which `input_tokens` and `output_tokens`, is what it will probably use: limits per minute are held to
     that, and what it uses beyond is their debt. `most_tokens` and `nanousd` are the most it can use: what runs at once,
-    and what a day or a budget holds, is held to those.
+    and what a day or a budget holds, is held to those. `key` is the public id of the key it came with.
     """
 
     lease_id: str
@@ -35,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     input_tokens: int = 0
     output_tokens: int = 0
     most_tokens: int = 0
+    key: str = ""
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
@@ -82,7 +83,8 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
 
     `limit`, `asked` and `remaining` are in the dimension's unit: requests, tokens, requests running, nano-dollars.
     `retry_after_ms` is None where waiting does not help. For a budget in dollars the money of `period` splits into
-    `spent_nanousd` and what running requests have reserved; `resets_at_s` (Unix) is when the period ends.
+    `spent_nanousd` and what running requests have reserved; `resets_at_s` (Unix) is when the period ends. `key` is
+    whose limit it is, by public id; empty for the tenant's own.
     """
 
     dimension: Dimension
@@ -95,3 +97,4 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     reserved_nanousd: int = 0
     period: str = ""
     resets_at_s: int = 0
+    key: str = ""

@@ -12,8 +12,10 @@ from decimal import Decimal
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from gateway.admission import Ask, Denial, Dimension, Grant, Lease, Period, PeriodKind, Standing, period_at
-from gateway.policy import LimitsSpec
+from gateway.policy import KeyLimitsSpec, LimitsSpec
 from gateway.pricing import nanousd_of_usd
 from gateway.store import (
     CALL_MAX,
@@ -64,6 +66,7 @@ class _Stage(IntEnum):
 class _Waiting(NamedTuple):
     ask: Ask
     limits: LimitsSpec
+    key_limits: KeyLimitsSpec | None
     decided: asyncio.Future[Grant | Denial]
 
 
@@ -93,7 +96,8 @@ class TenantAccount:
         self._compiled: AccountLimits | None = None
         self._period = Period("", 0, 0)
         self._until_s = 0
-        self._windows: tuple[str, ...] = ()
+        self._windows: list[tuple[str, ...]] = []
+        self._asked_of: AccountLimits | None = None
         self._asked = 0
         self._waiting: list[_Waiting] = []
         self._aboard: list[_Waiting] = []
@@ -126,11 +130,13 @@ class TenantAccount:
         """Leases held, those whose settlement is not booked yet included."""
         return len(self._held)
 
-    def ask(self, limits: LimitsSpec, ask: Ask) -> asyncio.Future[Grant | Denial]:
+    def ask(
+        self, limits: LimitsSpec, ask: Ask, key_limits: KeyLimitsSpec | None = None
+    ) -> asyncio.Future[Grant | Denial]:
         """Asks for a lease with the next call."""
         self._idle_renewals = 0
         decided = self._create_future()
-        self._waiting.append(_Waiting(ask, limits, decided))
+        self._waiting.append(_Waiting(ask, limits, key_limits, decided))
         self._wake(self)
         return decided
 
@@ -200,15 +206,29 @@ class TenantAccount:
             if limits is not self._limits:
                 self._limits, self._compiled = limits, None
         compiled = self._limits_at(now_ms // 1000)
+        of_keys = {
+            ask.key: windows_at(key_limits, now_ms // 1000, self._limits.time_zone, key=ask.key)
+            for ask, _, key_limits, _ in waiting
+            if key_limits is not None
+        }
+        if of_keys:
+            windows = (*compiled.windows, *(window for of_key in of_keys.values() for window in of_key))
+            compiled = msgspec.structs.replace(compiled, windows=windows)
+        self._asked_of = compiled
+        self._windows = []
         asks: list[str | int] = []
         members = self._members = []
-        for ask, _, _ in waiting:
+        for ask, _, _, _ in waiting:
+            windows_of = tuple(
+                dict.fromkeys(window.period for window in compiled.windows if window.key in ("", ask.key))
+            )
+            self._windows.append(windows_of)
             self._asked += 1
             member = f"{ask.lease_id}|{self._worker}.{self._asked}|{ask.nanousd}|{compiled.period}"
             if compiled.has_more:
-                member = f"{member}|{ask.most_tokens}|{','.join(self._windows)}"
+                member = f"{member}|{ask.most_tokens}|{','.join(windows_of)}"
             members.append(member)
-            asks += (member, ask.tokens, ask.nanousd, ask.input_tokens, ask.output_tokens, ask.most_tokens)
+            asks += (member, ask.tokens, ask.nanousd, ask.input_tokens, ask.output_tokens, ask.most_tokens, ask.key)
         return account_call(
             self._keys,
             now_ms=now_ms,
@@ -228,8 +248,10 @@ class TenantAccount:
         aboard, self._aboard = self._aboard, []
         self._releasing = []
         self._away_ms = 0
-        for (ask, _, decided), member, verdict in zip(aboard, self._members, answer.verdicts, strict=True):
-            decision = self._decision(ask, member, verdict, answer.now_ms)
+        for (ask, _, _, decided), member, windows, verdict in zip(
+            aboard, self._members, self._windows, answer.verdicts, strict=True
+        ):
+            decision = self._decision(ask, member, windows, verdict, answer.now_ms)
             if not decided.done():
                 decided.set_result(decision)
             elif isinstance(decision, Grant):
@@ -315,7 +337,9 @@ class TenantAccount:
     def _outbox_waits(self) -> bool:
         return any(outbox.wants_call for outbox in self.outboxes)
 
-    def _decision(self, ask: Ask, member: str, verdict: Verdict, now_ms: int) -> Grant | Denial:
+    def _decision(
+        self, ask: Ask, member: str, windows: tuple[str, ...], verdict: Verdict, now_ms: int
+    ) -> Grant | Denial:
         limits = self._limits
         standing = Standing(
             limits.requests_per_minute,
@@ -337,19 +361,22 @@ class TenantAccount:
                 now_ms,
                 ask.input_tokens,
                 ask.output_tokens,
-                self._windows,
+                windows,
             )
             return Grant(lease, standing)
-        assert self._compiled is not None
-        limit, period, resets_at_s = self._compiled.budget_nanousd, self._period.name, self._period.end_s
+        compiled = self._asked_of
+        assert compiled is not None
+        limit, period, resets_at_s = compiled.budget_nanousd, self._period.name, self._period.end_s
         match dimension:
             case "budget_usd":
                 pass
             case "tokens_per_day" | "usd_per_hour" | "usd_per_day" | "usd_per_month":
-                window = next(window for window in self._compiled.windows if window.dimension == dimension)
-                limit, period, resets_at_s = window.limit, window.period, window.end_s
+                window = next(
+                    window for window in compiled.windows if window.dimension == dimension and window.key == verdict.key
+                )
+                limit, period, resets_at_s = window.limit, window.period.removeprefix(f"{window.key}:"), window.end_s
             case _:
-                limit = getattr(self._compiled, dimension)
+                limit = getattr(compiled, dimension)
         return Denial(
             dimension=dimension,
             limit=limit,
@@ -361,14 +388,14 @@ class TenantAccount:
             reserved_nanousd=verdict.reserved_nanousd,
             period=period,
             resets_at_s=resets_at_s,
+            key=verdict.key,
         )
 
     def _limits_at(self, now_s: int) -> AccountLimits:
         if self._compiled is None or not self._period.start_s <= now_s < self._until_s:
             limits = self._limits
             self._period = period_at(limits.budget_period, now_s, limits.time_zone)
-            windows = windows_at(limits, now_s)
-            self._windows = tuple(dict.fromkeys(window.period for window in windows))
+            windows = windows_at(limits, now_s, limits.time_zone)
             self._until_s = min([self._period.end_s, *(window.end_s for window in windows)])
             self._compiled = AccountLimits(
                 requests_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.requests_per_minute)),
@@ -427,14 +454,17 @@ def _settlement(number: int, lease: Lease, record: Record) -> Settlement:
     )
 
 
-def windows_at(limits: LimitsSpec, now_s: int) -> tuple[Window, ...]:
-    """The windows, beside the budget's period, that hold at `now_s` (Unix seconds)."""
+def windows_at(limits: LimitsSpec | KeyLimitsSpec, now_s: int, time_zone: str, *, key: str = "") -> tuple[Window, ...]:
+    """The windows, beside the budget's period, that hold at `now_s` (Unix seconds); those of a key bear its name."""
+    scope = f"{key}:" if key else ""
     windows: list[Window] = []
 
     def add(dimension: Dimension, kind: PeriodKind, limit: int | None) -> None:
         if limit is not None:
-            period = period_at(kind, now_s, limits.time_zone)
-            windows.append(Window(dimension=dimension, period=period.name, limit=limit, end_s=period.end_s))
+            period = period_at(kind, now_s, time_zone)
+            windows.append(
+                Window(dimension=dimension, period=scope + period.name, limit=limit, end_s=period.end_s, key=key)
+            )
 
     def nanousd(usd: Decimal | None) -> int | None:
         return None if usd is None else nanousd_of_usd(usd)

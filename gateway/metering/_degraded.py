@@ -30,6 +30,8 @@ class Degraded:
     def take(self, tenant: TenantSpec, ask: Ask) -> Grant | None:
         """A grant from the tenant's allowance, or None when that is used up. Its lease holds nothing in Redis, so what
         the request uses is taken from the limits when it is booked."""
+        if tenant.limits_of_key(ask.key) is not None:
+            return None
         now_ms = self._now_ms()
         last = self._last.get(tenant.name)
         allowance = self._allowances.get(tenant.name)

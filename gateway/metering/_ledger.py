@@ -182,8 +182,9 @@ class Ledger:
                 min(ask.input_tokens, ASK_TOKENS_MAX),
                 min(ask.output_tokens, ASK_TOKENS_MAX),
                 min(ask.most_tokens, ASK_TOKENS_MAX),
+                ask.key,
             )
-        decided = account.ask(tenant.limits, ask)
+        decided = account.ask(tenant.limits, ask, tenant.limits_of_key(ask.key))
         try:
             return await decided
         except asyncio.CancelledError:

@@ -128,7 +128,8 @@ def _check_tenants(sources: list[Source], merged: Document) -> None:
         if tenant.class_name is not None and tenant.class_name not in classes:
             message = f"there is no class {tenant.class_name!r}{_known(tenant.class_name, classes)}"
             source.reader.problem((*at, "class"), message)
-        if tenant.limits.budgets:
+        budgets = tenant.limits.budgets
+        if budgets or any(tenant.has_budget(key.id) for key in tenant.keys):
             usable = [model.name for model in merged.models.values() if tenant.may_use(model)]
             unpriced = sorted(name for name in usable if name not in priced)
             if unpriced:
@@ -136,7 +137,7 @@ def _check_tenants(sources: list[Source], merged: Document) -> None:
                     f"this budget cannot be held: no price is set for {', '.join(unpriced)}, which this tenant may use;"
                     " give each a price, or name the tenant's models"
                 )
-                source.reader.problem((*at, "limits", next(iter(tenant.limits.budgets))), message)
+                source.reader.problem((*at, "limits", next(iter(budgets))) if budgets else (*at, "keys"), message)
 
 
 def _models(sources: list[Source]) -> Iterator[tuple[Source, ModelSpec]]:

@@ -65,11 +65,32 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimitsSpec:
+    """What a key may use of what its tenant may; None means no limit beside the tenant's."""
+
+    tokens_per_day: int | None = None
+    usd_per_hour: Decimal | None = None
+    usd_per_day: Decimal | None = None
+    usd_per_month: Decimal | None = None
+
+    @property
+    def budgets(self) -> dict[str, Decimal]:
+        """All budgets in dollars, by the name of their field."""
+        named = {
+            "usd_per_hour": self.usd_per_hour,
+            "usd_per_day": self.usd_per_day,
+            "usd_per_month": self.usd_per_month,
+        }
+        return {name: usd for name, usd in named.items() if usd is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeySpec:
     """A key by its public id and the SHA-256 of the whole key, in lower-case hex."""
 
     id: str
     sha256: str
+    limits: KeyLimitsSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +136,21 @@ class TenantSpec:
     class_name: str | None = None
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     time_zone: str = "UTC"
+    _key_limits: dict[str, KeyLimitsSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._key_limits.update({key.id: key.limits for key in self.keys if key.limits is not None})
         if self.time_zone != self.limits.time_zone:
             object.__setattr__(self, "limits", replace(self.limits, time_zone=self.time_zone))
+
+    def limits_of_key(self, key: str) -> KeyLimitsSpec | None:
+        """The limits of one of its keys by public id."""
+        return self._key_limits.get(key)
+
+    def has_budget(self, key: str) -> bool:
+        """Whether a request with this key is paid from any budget, so that its dollars have to be reserved."""
+        of_key = self.limits_of_key(key)
+        return bool(self.limits.budgets) or (of_key is not None and bool(of_key.budgets))
 
     def may_use(self, model: ModelSpec) -> bool:
         """Whether this tenant's requests for the model are served."""

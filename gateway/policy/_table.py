@@ -11,6 +11,7 @@ from . import _numbers as units
 from ._documents import (
     ClassSpec,
     GpuSpec,
+    KeyLimitsSpec,
     KeySpec,
     LedgerSpec,
     LimitsSpec,
@@ -159,6 +160,34 @@ MODEL = Record(
     },
 )
 
+
+def _budget(about: str, *aka: str) -> Field:
+    return Field(
+        shape=Number(
+            unit=units.USD,
+            whole=False,
+            minimum=Decimal(0),
+            exclusive=True,
+            maximum=BUDGET_USD_MAX,
+            absent="no budget",
+        ),
+        about=about,
+        aka=aka,
+    )
+
+
+KEY_LIMITS = Record(
+    what="a key's limits",
+    build=KeyLimitsSpec,
+    example="{usd_per_day: 5}",
+    fields={
+        "tokens_per_day": _limit(units.TOKENS, "Tokens this key may use per day of the tenant's zone.", "tpd"),
+        "usd_per_hour": _budget("US dollars this key may cost per hour of UTC."),
+        "usd_per_day": _budget("US dollars this key may cost per day of the tenant's zone."),
+        "usd_per_month": _budget("US dollars this key may cost per month of the tenant's zone."),
+    },
+)
+
 KEY = Record(
     what="a key",
     build=KeySpec,
@@ -182,23 +211,9 @@ KEY = Record(
             about="SHA-256 of the whole key, in hex. The key itself is never written down.",
             aka=("hash", "sha", "digest", "key_hash"),
         ),
+        "limits": Field(shape=KEY_LIMITS, about="What this key may use of what its tenant may."),
     },
 )
-
-
-def _budget(about: str, *aka: str) -> Field:
-    return Field(
-        shape=Number(
-            unit=units.USD,
-            whole=False,
-            minimum=Decimal(0),
-            exclusive=True,
-            maximum=BUDGET_USD_MAX,
-            absent="no budget",
-        ),
-        about=about,
-        aka=aka,
-    )
 
 
 LIMITS = Record(

@@ -52,12 +52,13 @@ DIMENSIONS: Final[tuple[Dimension | None, ...]] = (
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """One limit of a period: `limit` tokens or nano-dollars, as `dimension` has it, in the period named `period`, which
-    ends at `end_s` (Unix seconds)."""
+    ends at `end_s` (Unix seconds). With a `key` it is of requests with that key only."""
 
     dimension: Dimension
     period: str
     limit: int
     end_s: int
+    key: str = ""
 
     def __post_init__(self) -> None:
         assert 0 <= self.limit <= EXACT_MAX
@@ -143,6 +144,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     retry_after_ms: int = 0
     spent_nanousd: int = 0
     reserved_nanousd: int = 0
+    key: str = ""
 
 
 class AccountReply(msgspec.Struct, frozen=True, array_like=True):
@@ -173,11 +175,11 @@ def account_call(
     booking: Booking | None = None,
 ) -> Call:
     """One call of account.lua. `asks` is flat: member, tokens, nanousd, input_tokens, output_tokens, most_tokens,
-    member, ... `producer` is whose last record is
+    key, member, ... `producer` is whose last record is
     asked for, and whose booking it is."""
     assert len(renewals) <= CALL_MAX
     assert len(releases) <= CALL_MAX
-    assert len(asks) <= 6 * CALL_MAX
+    assert len(asks) <= 7 * CALL_MAX
     names = [keys.limits, keys.leases, keys.events, keys.producer(producer)]
     packed: object = False
     events: Sequence[bytes] = ()
@@ -226,7 +228,7 @@ def _more(limits: AccountLimits) -> object:
         return False
     checks: list[str | int] = []
     for window in limits.windows:
-        checks += (DIMENSIONS.index(window.dimension), window.period, window.limit, window.end_s * 1000)
+        checks += (DIMENSIONS.index(window.dimension), window.period, window.limit, window.end_s * 1000, window.key)
     return (limits.input_tokens_per_minute, limits.output_tokens_per_minute, limits.concurrent_tokens, checks)
 
 

@@ -50,7 +50,7 @@ async def read_limits(redis: Redis, keys: TenantKeys, limits: LimitsSpec, now_s:
     """
     period = period_at(limits.budget_period, now_s, limits.time_zone)
     pipeline = redis.pipeline(transaction=False)
-    windows = windows_at(limits, now_s)
+    windows = windows_at(limits, now_s, limits.time_zone)
     pipeline.hmget(keys.limits, "requests", "tokens", "input", "output", "held")
     pipeline.zcount(keys.leases, f"({now_s * 1000}", "+inf")
     pipeline.hmget(keys.budget(period.name), "spent", "reserved")

@@ -102,7 +102,7 @@ class Redis:
                     lease.expiry = model.at + TTL_MS
         model.forget_expired()
         verdicts = []
-        for i in range(0, len(asks), 6):
+        for i in range(0, len(asks), 7):
             dimension, wait_ms = model.reserve(asks[i], Amounts(*asks[i + 1 : i + 6]))
             verdicts.append((dimension, 0, 0, -1, -1, 0, 0, wait_ms, 0, 0))
         return msgspec.msgpack.encode((model.at, last, verdicts))

@@ -21,7 +21,7 @@
 --        10 away_ms: for so long until now the caller could not reach us; leases that ran out meanwhile get a new term
 --        11 renewals {member, ..}
 --        12 releases {member, tokens, reserved_ms, input, output, ..}: granted to somebody who had gone
---        13 asks {member, tokens, nanousd, input, output, most_tokens, ..}: tokens, input and output are what the
+--        13 asks {member, tokens, nanousd, input, output, most_tokens, key, ..}: tokens, input and output are what the
 --           buckets give; most_tokens is what a window and concurrent_tokens hold
 --        14 booking, or false:
 --           { first, skips, producer, producer_ttl_s, events_after_ms,
@@ -33,12 +33,13 @@
 --           resend changes nothing. Events booked before events_after_ms leave the stream.
 --        15 window_prefix, the windows' name before the period   16 window_ttl_s
 --        17 more, or false where there are no further limits: { input_tokens_per_minute, output_tokens_per_minute,
---           concurrent_tokens, checks {dimension, window, limit (tokens or nanousd), ends_ms, ..} }
+--           concurrent_tokens, checks {dimension, window, limit (tokens or nanousd), ends_ms,
+--           key (only asks of that key are checked, '': all), ..} }
 --       2.. the booking's events, JSON, numbered from first
 -- returns MessagePack array { now_ms, last, verdicts }
 --   last      the producer's last record booked here, this call's included
 --   verdicts  one array per ask: { dimension, requests_remaining, requests_reset_ms, tokens_remaining,
---             tokens_reset_ms, asked, available, retry_after_ms, spent_nanousd, reserved_nanousd };  only the first
+--             tokens_reset_ms, asked, available, retry_after_ms, spent_nanousd, reserved_nanousd, key };  only the first
 --             five when granted
 --   dimension 0 granted, else refused by 1 requests_per_minute, 2 tokens_per_minute, 3 concurrent_requests,
 --             4 budget_usd, 5 input_tokens_per_minute, 6 output_tokens_per_minute, 7 concurrent_tokens,
@@ -232,13 +233,13 @@ if #asks > 0 then
   local leases = leases_limit >= 0 and redis.call('ZCARD', KEYS[2]) or 0
   -- Each check: its dimension, limit and end, and what its window has used and reserved of it.
   local checks = {}
-  for i = 1, more and #more[4] or 0, 4 do
+  for i = 1, more and #more[4] or 0, 5 do
     local d, window, limit, ends_ms = more[4][i], more[4][i + 1], more[4][i + 2], more[4][i + 3]
     local counts_tokens = d == TOKENS_PER_DAY
     local stored = redis.call('HMGET', window_prefix .. window, counts_tokens and 'tokens' or 'spent',
       counts_tokens and 'tokens_reserved' or 'reserved')
     checks[#checks + 1] = {
-      dimension = d, limit = limit, ends_ms = ends_ms, counts_tokens = counts_tokens,
+      dimension = d, limit = limit, ends_ms = ends_ms, key = more[4][i + 4], counts_tokens = counts_tokens,
       used = (tonumber(stored[1]) or 0) + ((counts_tokens and window_tokens or window_spent)[window] or 0),
       reserved = (tonumber(stored[2]) or 0) +
         ((counts_tokens and window_tokens_reserved or window_reserved)[window] or 0),
@@ -246,13 +247,14 @@ if #asks > 0 then
   end
   local held_limit = more and more[3] or -1
   local entries = {}
-  for i = 1, #asks, 6 do
+  for i = 1, #asks, 7 do
     local member, ask_tokens, ask_nanousd = asks[i], asks[i + 1], asks[i + 2]
-    local ask_input, ask_output, most_tokens = asks[i + 3], asks[i + 4], asks[i + 5]
-    local dimension, longest, asked, available, used, kept = 0, 0, 0, 0, 0, 0
-    local function refuse(d, wait, what, left, is_used, is_kept)
+    local ask_input, ask_output, most_tokens, ask_key = asks[i + 3], asks[i + 4], asks[i + 5], asks[i + 6]
+    local dimension, longest, asked, available, used, kept, key = 0, 0, 0, 0, 0, 0, ''
+    local function refuse(d, wait, what, left, is_used, is_kept, of_key)
       if wait > longest then
         dimension, longest, asked, available, used, kept = d, wait, what, left, is_used or 0, is_kept or 0
+        key = of_key or ''
       end
     end
     if budget >= 0 and spent + reserved + ask_nanousd > budget then
@@ -261,7 +263,7 @@ if #asks > 0 then
     end
     for _, check in ipairs(checks) do
       local what = check.counts_tokens and most_tokens or ask_nanousd
-      if check.used + check.reserved + what > check.limit then
+      if (check.key == '' or check.key == ask_key) and check.used + check.reserved + what > check.limit then
         local wait = RETRY_SOON_MS
         if what > check.limit then
           wait = math.huge
@@ -269,7 +271,7 @@ if #asks > 0 then
           wait = math.max(1, check.ends_ms - now)
         end
         refuse(check.dimension, wait, what, math.max(0, check.limit - check.used - check.reserved), check.used,
-          check.reserved)
+          check.reserved, check.key)
       end
     end
     if held_limit >= 0 and held + most_tokens > held_limit then
@@ -287,7 +289,9 @@ if #asks > 0 then
       if input then input.level = input.level - ask_input * UNIT end
       if output then output.level = output.level - ask_output * UNIT end
       for _, check in ipairs(checks) do
-        check.reserved = check.reserved + (check.counts_tokens and most_tokens or ask_nanousd)
+        if check.key == '' or check.key == ask_key then
+          check.reserved = check.reserved + (check.counts_tokens and most_tokens or ask_nanousd)
+        end
       end
       reserved = reserved + ask_nanousd
       hold(member, 1)
@@ -298,7 +302,7 @@ if #asks > 0 then
         { 0, remaining(requests), reset_ms(requests), remaining(tokens), reset_ms(tokens) }
     else
       verdicts[#verdicts + 1] = { dimension, remaining(requests), reset_ms(requests), remaining(tokens),
-        reset_ms(tokens), asked, available, longest == math.huge and -1 or longest, used, kept }
+        reset_ms(tokens), asked, available, longest == math.huge and -1 or longest, used, kept, key }
     end
   end
   if #entries > 0 then redis.call('ZADD', KEYS[2], unpack(entries)) end

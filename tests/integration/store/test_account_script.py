@@ -152,7 +152,7 @@ class Account:
             asks=[
                 value
                 for member, ask in named
-                for value in (member, ask.tokens, ask.nanousd, ask.input, ask.output, ask.most)
+                for value in (member, ask.tokens, ask.nanousd, ask.input, ask.output, ask.most, "")
             ],
             booking=booking,
         )

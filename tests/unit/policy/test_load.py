@@ -10,6 +10,7 @@ import pytest
 from gateway.policy import (
     ClassSpec,
     GpuSpec,
+    KeyLimitsSpec,
     KeySpec,
     LimitsSpec,
     ModelSpec,
@@ -231,3 +232,14 @@ def test_nothing_is_half_loaded(tmp_path: Path) -> None:
     """One bad file among good ones refuses them all."""
     with pytest.raises(PolicyError):
         load(directory(tmp_path, a=MODEL, b="classes: {slow: {priority: x}}"))
+
+
+def test_a_key_has_limits_of_its_own(tmp_path: Path) -> None:
+    """Found by its public id; a price is needed for its budget as for its tenant's."""
+    limits = "{tokens_per_day: 1000, usd_per_day: 2.5}"
+    keys = f"keys: [{{id: a-ci, sha256: {SHA!r}, limits: {limits}}}, {{id: a-b, sha256: {SHA[::-1]!r}}}]"
+    priced = MODEL.replace("}]}}", "}], price: {output_usd_per_mtok: 1}}}")
+    tenant = load(directory(tmp_path, a=priced + f"tenants: {{a: {{{keys}}}}}\n")).tenants["a"]
+    assert tenant.limits_of_key("a-ci") == KeyLimitsSpec(tokens_per_day=1000, usd_per_day=Decimal("2.5"))
+    assert tenant.limits_of_key("a-b") is None
+    assert (tenant.has_budget("a-ci"), tenant.has_budget("a-b")) == (True, False)
