@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 
 from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
+from gateway.dispatch import Dispatcher
 from gateway.endpoints import Page, Pages, Relayed, unknown
 from gateway.export import Sink
 from gateway.fleet import Fleet, Scraper
@@ -103,12 +104,16 @@ class Gateway:
                 show=lambda audit: _show(metrics, audit),
             )
             await stack.enter_async_context(watch)
+            dispatcher = Dispatcher(clock.now_ms)
+            dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
+            stack.callback(dispatching.cancel)
             lifecycle = self._lifecycle = Lifecycle(
                 policies=policies,
                 prices=policies.prices,
                 fleet=fleet,
                 keys=keys,
                 ledger=ledger,
+                dispatcher=dispatcher,
                 telemetry=Telemetry(metrics, tracing),
                 clock=clock,
                 settings=settings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -12,6 +12,7 @@ from gateway import refusals
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import PromptSize, questions, text_questions
+from gateway.dispatch import Slot
 from gateway.errors import Refusal, Refused
 from gateway.fleet import ConnectFailed, Fleet, Interrupted, ModelFleet, Replica, UpstreamLost
 from gateway.meter import NOTHING, Meter, Metered
@@ -27,7 +28,7 @@ from gateway.relay import (
     read_whole,
     stream_error,
 )
-from gateway.routing import PrefixIndex, choose, prefix_chain
+from gateway.routing import PrefixIndex, choose
 from gateway.telemetry import Telemetry
 from gateway.wire import RequestView, StreamScanner, answer_texts, engine_refusal, read_answer, scanner_for
 
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 
 
 class Exchange(Struct, frozen=True, kw_only=True):
-    """One request at the engines. `body` is what they get; `passed_on` holds whole header lines for them."""
+    """One request at the engines. `body` is what they get; `passed_on` holds whole header lines for them.
+    `chain` is its prompt's prefix chain; without a `slot` nothing bounds where and when it runs."""
 
     call: Call
     view: RequestView
@@ -43,6 +45,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
     passed_on: bytes
     model: ModelFleet
     prefixes: PrefixIndex
+    chain: Sequence[int]
+    slot: Slot | None
     reservation: Reservation
     watch: ClientWatch
     outgoing: Outgoing
@@ -62,10 +66,17 @@ class Exchange(Struct, frozen=True, kw_only=True):
     async def run(self) -> None:
         """Places the request and carries the answer through. Has settled when it returns."""
         try:
+            await self._run()
+        finally:
+            if self.slot is not None:
+                self.slot.ended(None)
+
+    async def _run(self) -> None:
+        try:
             answer = await self._open()
         except Interrupted:
             if self.watch.gone:
-                await self.reservation.settle(Outcome("client_gone", self._meter.cut()))
+                await self._settle(Outcome("client_gone", self._meter.cut()))
             else:
                 await self._end_refused("upstream_lost", refusals.DRAINING)
             return
@@ -87,17 +98,20 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
     async def _open(self) -> Answer:
         """The first replica that answers. Raises `Refused`: 503 when none could be reached, 502 when it died on all."""
-        chain = prefix_chain(self.view.prompt)
         request_id = self.call.id.encode()
         tried: set[Replica] = set()
         lost = busy = False
-        while targets := [r for r in self.model.replicas if r.healthy and r not in tried]:
+
+        def untried() -> list[Replica]:
+            return [replica for replica in self.model.replicas if replica.healthy and replica not in tried]
+
+        while targets := untried():
             if self.watch.gone:  # left before its request was sent, or while a connection to a replica was made
                 raise Interrupted
-            replica = choose(chain, self.prefixes, targets)
+            replica = self._choose(targets) if self.slot is None else await self._wait_for_room(self.slot, untried)
             tried.add(replica)
             self.call.replica = replica.name
-            warm_bytes = self.prefixes.warm_bytes(chain, replica.name, len(self.view.prompt))
+            warm_bytes = self.prefixes.warm_bytes(self.chain, replica.name, len(self.view.prompt))
             self._meter.place(warm_bytes, replica.context_tokens)
             head = replica.head(self.call.endpoint.path, request_id, len(self.body), self.passed_on)
             try:
@@ -112,19 +126,38 @@ class Exchange(Struct, frozen=True, kw_only=True):
                 self._note_failed(replica, "lost", error)
             else:
                 if answer.status not in (429, 503):
-                    self.prefixes.note(chain, replica.name)
+                    self.prefixes.note(self.chain, replica.name)
+                    if self.slot is not None:
+                        self.slot.first_token()
                     return answer
                 busy = True
                 answer.close()
                 self._note_failed(replica, "busy", None)
+                if self.slot is not None:  # it waits until one of them has room again
+                    tried.discard(replica)
         if lost:
             raise Refused(refusals.UPSTREAM_LOST)
         raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
+
+    async def _wait_for_room(self, slot: Slot, untried: Callable[[], Sequence[Replica]]) -> Replica:
+        self.watch.guard(slot)
+        return await slot.place(untried, self._choose)
+
+    def _choose(self, targets: Sequence[Replica]) -> Replica:
+        return choose(self.chain, self.prefixes, targets)
+
+    async def _settle(self, outcome: Outcome) -> None:
+        """The engine has ended, so its slot is free before the client has read what is left."""
+        if self.slot is not None:
+            self.slot.ended(outcome.metered.usage)
+        await self.reservation.settle(outcome)
 
     def _note_failed(self, replica: Replica, reason: str, error: Exception | None) -> None:
         """What an attempt burnt that died after it was sent is the platform's loss."""
         input_tokens, output_tokens = self._meter.attempt_most() if reason == "lost" else (0, 0)
         self._meter.withdraw()
+        if self.slot is not None:
+            self.slot.left(full=reason == "busy")
         self.call.failed_attempts += (
             FailedAttempt(replica=replica.name, code=reason, input_tokens=input_tokens, output_tokens=output_tokens),
         )
@@ -137,6 +170,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
     async def _stream(self, answer: Answer) -> None:
         scanner = scanner_for(self.view)
         self._meter.follow(scanner)
+        if self.slot is not None:
+            self.slot.follow(scanner)
         self.outgoing.prepare(answer.status, self._head(answer))
         try:
             last = await pump_stream(answer, scanner, self.outgoing)
@@ -145,18 +180,18 @@ class Exchange(Struct, frozen=True, kw_only=True):
             if self.watch.gone:
                 # SDKs hang up at an error event: then it was the engine that ended the answer, not its client.
                 left: Status = "engine_error" if scanner.failed else "client_gone"
-                await self.reservation.settle(Outcome(left, cut))
+                await self._settle(Outcome(left, cut))
                 return
             code = "shutdown" if isinstance(error, Interrupted) else "upstream_lost"
             log.warning("stream lost: %s", error or code, extra={"data": {"request_id": self.call.id}})
-            await self.reservation.settle(Outcome("upstream_lost", cut, code))
+            await self._settle(Outcome("upstream_lost", cut, code))
             last = stream_error(self.call.endpoint, refusals.STREAM_LOST, code)
         else:
             if scanner.failed:
                 outcome = Outcome("engine_error", await self._cut(scanner))
             else:
                 outcome = Outcome(self._status_at_end, await self._ended(scanner))
-            await self.reservation.settle(outcome)
+            await self._settle(outcome)
         await self.outgoing.end(last)
 
     async def _whole(self, answer: Answer) -> None:
@@ -171,10 +206,10 @@ class Exchange(Struct, frozen=True, kw_only=True):
                 content, told = await pump_long(answer, content, self.outgoing)
         except (UpstreamLost, Interrupted) as error:
             if self.watch.gone:
-                await self.reservation.settle(Outcome("client_gone", self._meter.cut()))
+                await self._settle(Outcome("client_gone", self._meter.cut()))
             elif self.outgoing.started:
                 # Half a JSON answer cannot be mended: the connection is cut, so that the client sees it.
-                await self.reservation.settle(Outcome("upstream_lost", self._meter.cut(), "upstream_lost"))
+                await self._settle(Outcome("upstream_lost", self._meter.cut(), "upstream_lost"))
                 raise
             else:
                 interrupted = isinstance(error, Interrupted)
@@ -187,7 +222,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
             metered = self._meter.estimated(*await self._counted(answer_texts(self.view.endpoint, told)))
         else:
             metered = NOTHING
-        await self.reservation.settle(Outcome(self._status_at_end, metered))
+        await self._settle(Outcome(self._status_at_end, metered))
         await self.outgoing.end(content)
 
     async def _error(self, answer: Answer) -> None:
@@ -202,7 +237,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         await self._end_refused("refused" if refusal.status < 500 else "engine_error", refusal)
 
     async def _end_refused(self, status: Status, refusal: Refusal) -> None:
-        await self.reservation.settle(Outcome(status, self._meter.cut(), refusal.code))
+        await self._settle(Outcome(status, self._meter.cut(), refusal.code))
         await self.outgoing.refuse(refusal, self.call.answer_headers())
 
     async def _cut(self, scanner: StreamScanner) -> Metered:

@@ -6,7 +6,8 @@
     permit        the tenant's models                              404
     measure       prompt tokens against context and limits         400 context_length_exceeded
     reserve       requests/min, tokens/min, concurrency, dollars   429
-    place, relay  choose the replica, bytes through                502, 503
+    queue, place  wait for a replica with room, in fair order      429
+    relay         bytes through                                    502, 503
     settle        what was really used: ledger, refunds
 
 Authentication comes before the body, so that nobody without a key makes the gateway hold 32 MiB. Every step before the
@@ -20,10 +21,10 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gateway import refusals
-from gateway.admission import Ask
+from gateway.admission import Ask, Work
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import (
@@ -36,6 +37,7 @@ from gateway.context import (
     prompt_most,
     surely_fits,
 )
+from gateway.dispatch import Dispatcher, Slot
 from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange, count_prompt
 from gateway.fleet import Fleet, ModelFleet
@@ -45,7 +47,7 @@ from gateway.policy import Policies, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
-from gateway.routing import PrefixIndex
+from gateway.routing import PrefixIndex, prefix_chain
 from gateway.settings import Settings
 from gateway.store import EXACT_MAX
 from gateway.telemetry import Telemetry
@@ -75,6 +77,7 @@ class Lifecycle:
         fleet: Fleet,
         keys: KeyDirectory,
         ledger: Ledger,
+        dispatcher: Dispatcher,
         telemetry: Telemetry,
         clock: Clock,
         settings: Settings,
@@ -84,6 +87,7 @@ class Lifecycle:
         self.fleet = fleet
         self.keys = keys
         self.ledger = ledger
+        self.dispatcher = dispatcher
         self.telemetry = telemetry
         self.clock = clock
         self.settings = settings
@@ -133,6 +137,8 @@ class Lifecycle:
             async with self._reserve(
                 call, identity.tenant, view=view, model=model, limits=limits, size=size
             ) as reservation:
+                prefixes = self._prefixes[model.spec.name]
+                chain = prefix_chain(view.prompt)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
                     exchange = Exchange(
                         call=call,
@@ -140,7 +146,17 @@ class Lifecycle:
                         body=_engine_body(view, body, model, limits),
                         passed_on=_passed_on(given),
                         model=model,
-                        prefixes=self._prefixes[model.spec.name],
+                        prefixes=prefixes,
+                        chain=chain,
+                        slot=self._slot(
+                            call,
+                            identity.tenant,
+                            view=view,
+                            model=model,
+                            size=size,
+                            chain=chain,
+                            is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
+                        ),
                         reservation=reservation,
                         watch=watch,
                         outgoing=outgoing,
@@ -232,6 +248,43 @@ class Lifecycle:
             telemetry=self.telemetry,
             clock=self.clock,
         )
+
+    def _slot(
+        self,
+        call: Call,
+        tenant: TenantSpec,
+        *,
+        view: RequestView,
+        model: ModelFleet,
+        size: PromptSize,
+        chain: Sequence[int],
+        is_retry: bool,
+    ) -> Slot | None:
+        """What it asks of a replica, as predicted, and its place in its model's line; None: nothing bounds it there."""
+        service = self.policies.class_of(tenant)
+        if not (service.slo.bounds and view.endpoint.computes):
+            return None
+        prefixes, output_tokens = self._prefixes[model.spec.name], 0
+        owner = prefixes.owner(chain)
+        warm_bytes = 0 if owner is None else prefixes.warm_bytes(chain, owner, len(view.prompt))
+        if view.endpoint.generates:
+            output_tokens = view.answers * self.dispatcher.predictor.output_tokens(
+                tenant.name, model.spec.name, view.output_tokens
+            )
+        work = Work(
+            id=f"{_ids.getrandbits(64):x}",  # a client may use one request id twice
+            tenant=tenant.name,
+            band=service.priority,
+            weight=float(service.weight),
+            input_tokens=size.total,
+            cached_tokens=size.total * warm_bytes // max(1, len(view.prompt)),
+            output_tokens=output_tokens,
+            retry=is_retry,
+            arrived_ms=call.arrived_ms,
+            deadline_ms=call.arrived_ms + int(service.max_wait_s * 1000),
+            prefix=chain[0] if chain else 0,
+        )
+        return self.dispatcher.slot(model, service.slo, work)
 
     async def _refuse(self, call: Call, refusal: Refusal, outgoing: Outgoing) -> None:
         """Records a refusal that took nothing, then answers it."""

@@ -78,6 +78,12 @@ class Client(Protocol):
         """Returns when the connection has room, or is gone."""
 
 
+class Interruptible(Protocol):
+    """What ends when the client leaves."""
+
+    def interrupt(self) -> None: ...
+
+
 class ClientWatch:
     """Knows when the client has gone, and closes the engine's connection at that moment, unless its answer is to be
     finished all the same.
@@ -92,7 +98,7 @@ class ClientWatch:
         that leaves does not stop the engine."""
         self.gone = False
         self.finishes = finishes
-        self._connection: Connection | None = None
+        self._connection: Interruptible | None = None
         self._running = running
         client.call_when_gone(self._on_gone)
 
@@ -104,8 +110,8 @@ class ClientWatch:
         self._running.discard(self)
         self._connection = None
 
-    def guard(self, connection: Connection) -> None:
-        """From now on a client that leaves takes this connection with it."""
+    def guard(self, connection: Interruptible) -> None:
+        """From now on a client that leaves takes this with it: a connection, or a place in a queue."""
         self._connection = connection
         if self.gone and not self.finishes:
             connection.interrupt()

@@ -7,6 +7,7 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 
 from ._allowance import Allowance
 from ._headers import go_duration, ratelimit_headers
+from ._knee import Knee, KneeLimits
 from ._money import usd
 from ._periods import Period, PeriodKind, period_at
 from ._predict import Predictor
@@ -24,6 +25,8 @@ __all__ = [
     "Dimension",
     "FairQueue",
     "Grant",
+    "Knee",
+    "KneeLimits",
     "Lease",
     "Period",
     "PeriodKind",

@@ -165,6 +165,11 @@ class SloSpec:
     ttft_p99_ms: int | None = None
     itl_p99_ms: int | None = None
 
+    @property
+    def bounds(self) -> bool:
+        """Whether there is a target at all: only then does a request wait for room."""
+        return self.ttft_p99_ms is not None or self.itl_p99_ms is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassSpec:

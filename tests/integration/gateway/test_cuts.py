@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway import exchange, relay
+from gateway import lifecycle, relay
 from gateway.metering._journal import Journal
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import (
@@ -346,7 +346,7 @@ async def test_a_failure_of_ours(
     def fail(_: bytes) -> list[int]:
         raise ValueError("secret detail")
 
-    monkeypatch.setattr(exchange, "prefix_chain", fail)
+    monkeypatch.setattr(lifecycle, "prefix_chain", fail)
     answer = await served.post()
     assert (answer.status, answer.error["code"]) == (500, "internal_error")
     assert b"secret" not in answer.body

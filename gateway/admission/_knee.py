@@ -1,0 +1,160 @@
+"""One replica's knee: how much may run there within the SLO. Three bounded quantities, adapted by what is measured here
+after dispatch: sequences (N), uncached prompt tokens not yet past their first token (P), resident tokens (K).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ._work import Work
+
+FIRST_SEQUENCES = 64
+LEAST_SEQUENCES = 4
+"""Below this each token only gets slower for everybody: the weights are read for fewer answers."""
+MOST_SEQUENCES = 4096
+DEFAULT_PREFILL_TOKENS_PER_S = 20_000.0
+PREFILL_WINDOW_S = 0.25
+"""P is what the replica prefills in a quarter second (measured best of the bounds tried: admission.md 2.7)."""
+LEAST_PREFILL_TOKENS = 1024
+KV_SHARE = 0.95
+TARGET = 0.8
+"""Of the SLO's ITL, where the mean is steered to: a p99 at the knee is noise."""
+GROWS_BELOW = 0.9
+SHRINKS_ABOVE = 1.1
+"""The deadband around the target, as parts of it."""
+SHRINK_MOST = 0.85
+COOLDOWN_MS = 3_000
+"""After a decrease, so that what was measured before it has left the window."""
+SAMPLES_LEAST = 10
+LEARNS_FROM_TOKENS = 512
+"""Shorter prompts' first tokens tell of steps and queues, not of the prefill rate."""
+RATE_PART = 0.1
+
+
+class KneeLimits(msgspec.Struct, frozen=True, gc=False):
+    """Bounds, or what is in use of them: running sequences, uncached prompt tokens, resident ones (None: no bound)."""
+
+    sequences: int
+    prefill_tokens: int
+    kv_tokens: int | None
+
+
+class _Running(msgspec.Struct, gc=False):
+    work: Work
+    at_ms: int
+    ahead_tokens: int
+    first_ms: int = 0
+    told: int = 0
+    told_ms: int = 0
+
+
+class Knee:
+    """Decides for one replica; no clock and no I/O. Only what happens after dispatch is learnt from: a wait in our own
+    queue that counted as the engine's would close the limit for good."""
+
+    def __init__(self, *, itl_ms: int | None = None, kv_tokens: int | None = None) -> None:
+        """`itl_ms` is the SLO's time between tokens, which may change; None: N is only grown."""
+        self.itl_ms = itl_ms
+        self._kv_most = None if kv_tokens is None else int(KV_SHARE * kv_tokens)
+        self._sequences = float(FIRST_SEQUENCES)
+        self._rate = DEFAULT_PREFILL_TOKENS_PER_S
+        self._running: dict[str, _Running] = {}
+        self._prefilling = 0
+        self._resident = 0
+        self._peak = 0
+        self._itl_sum_ms = 0.0
+        self._itl_tokens = 0
+        self._cool_until_ms = 0
+
+    @property
+    def limits(self) -> KneeLimits:
+        """What may run now."""
+        prefill = max(LEAST_PREFILL_TOKENS, int(PREFILL_WINDOW_S * self._rate))
+        return KneeLimits(int(self._sequences), prefill, self._kv_most)
+
+    @property
+    def load(self) -> KneeLimits:
+        """What runs now, this gateway's own."""
+        return KneeLimits(len(self._running), self._prefilling, self._resident)
+
+    def fits(self, work: Work, *, below_share: bool) -> bool:
+        """Whether the replica has room. A few sequences more (3 to 6 %, at least 2) are for tenants below their share:
+        running answers are not preempted, so they would wait for the next end. A prompt larger than P goes alone."""
+        running = len(self._running)
+        most = int(self._sequences)
+        if below_share:
+            most += max(2, most // 20)
+        if running >= most:
+            return False
+        resident = self._resident + work.input_tokens + work.output_tokens
+        if self._kv_most is not None and running and resident > self._kv_most:
+            return False
+        return not self._prefilling or self._prefilling + work.uncached_tokens <= self.limits.prefill_tokens
+
+    def dispatched(self, work: Work, now_ms: int) -> None:
+        """`work` is on its way there: debited at once."""
+        self._running[work.id] = _Running(work, now_ms, self._prefilling)
+        self._prefilling += work.uncached_tokens
+        self._resident += work.input_tokens + work.output_tokens
+        self._peak = max(self._peak, len(self._running))
+
+    def first_token(self, work_id: str, now_ms: int) -> None:
+        """Its prompt has been read; how long that took tells the prefill rate."""
+        running = self._running.get(work_id)
+        if running is None or running.first_ms:
+            return
+        running.first_ms = running.told_ms = now_ms
+        self._prefilling -= running.work.uncached_tokens
+        tokens = running.work.uncached_tokens
+        if tokens >= LEARNS_FROM_TOKENS and now_ms > running.at_ms:
+            rate = (tokens + running.ahead_tokens) * 1000 / (now_ms - running.at_ms)
+            self._rate += RATE_PART * (rate - self._rate)
+
+    def tokens(self, work_id: str, count: int, now_ms: int) -> None:
+        """Its answer has `count` tokens by now. Called now and then: the mean time between tokens is what counts."""
+        running = self._running.get(work_id)
+        if running is None or not running.first_ms or count <= running.told:
+            return
+        if running.told:
+            self._itl_sum_ms += now_ms - running.told_ms
+            self._itl_tokens += count - running.told
+        running.told, running.told_ms = count, now_ms
+
+    def ended(self, work_id: str, now_ms: int) -> None:
+        """The engine has ended it; only the first call counts."""
+        running = self._running.pop(work_id, None)
+        if running is None:
+            return
+        self._resident -= running.work.input_tokens + running.work.output_tokens
+        if not running.first_ms:
+            self._prefilling -= running.work.uncached_tokens
+
+    def engine_full(self, now_ms: int) -> None:
+        """The engine said so itself: no more than what runs there now, and no growth for a while."""
+        self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(len(self._running))))
+        self._cool_until_ms = now_ms + COOLDOWN_MS
+
+    def tick(self, now_ms: int, *, queued: int) -> None:
+        """About once a second: adapts N to the mean ITL since the last tick. Held with few samples; grown only where
+        there is demand, by a quarter while far from the target; and where the queue waits for an engine that has
+        nothing to do."""
+        running, peak = len(self._running), max(self._peak, len(self._running))
+        self._peak = running
+        demand = peak * 2 >= self._sequences
+        target_ms = None if self.itl_ms is None else TARGET * self.itl_ms
+        enough = self._itl_tokens >= SAMPLES_LEAST
+        itl_ms = self._itl_sum_ms / self._itl_tokens if self._itl_tokens else 0.0
+        if enough:
+            self._itl_sum_ms = self._itl_tokens = 0
+        if target_ms is not None and enough and itl_ms > SHRINKS_ABOVE * target_ms:
+            if now_ms >= self._cool_until_ms:
+                kept = max(SHRINK_MOST, target_ms / itl_ms)
+                self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(peak)) * kept)
+                self._cool_until_ms = now_ms + COOLDOWN_MS
+            return
+        is_idle = queued > 0 and not running
+        may_grow = (enough and (target_ms is None or itl_ms < GROWS_BELOW * target_ms)) or is_idle
+        if may_grow and (demand or is_idle) and now_ms >= self._cool_until_ms:
+            far = target_ms is None or itl_ms < 0.5 * target_ms
+            grown = self._sequences * (1.25 if far else 1.03) + 1
+            self._sequences = min(MOST_SEQUENCES, grown)

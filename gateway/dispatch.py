@@ -1,0 +1,319 @@
+"""Where an admitted request waits for its replica: one fair queue per model, one knee per replica.
+
+A request of a class without latency targets is bounded by nothing here. One with targets runs at once while nobody
+waits and a replica has room; else it waits in fair order until its class's `max_wait_s`, or is refused on arrival where
+that would not be enough. What other gateways send to the same replicas is not counted: its effect on the time between
+tokens is, so each gateway's limit gives way, and at worst each adds one second of its own growth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from gateway.admission import FairQueue, Knee, Predictor, Turned, Work
+from gateway.errors import Refusal, Refused
+from gateway.fleet import Interrupted, ModelFleet, Replica
+from gateway.policy import SloSpec
+from gateway.wire import StreamScanner, Usage
+
+TICK_S = 1.0
+FULL_FOR_S = 0.25
+"""How long a replica that said it is full is left alone: some tens of its steps."""
+
+Choose = Callable[[Sequence[Replica]], Replica]
+
+
+class Slot:
+    """One request's place: at a replica, in the queue, or neither. Ending it twice changes nothing.
+
+    It is guarded like a connection: `interrupt` ends its wait.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_line",
+        "_placed",
+        "_requeued",
+        "_scanner",
+        "candidates",
+        "choose",
+        "replica",
+        "targets",
+        "work",
+    )
+
+    def __init__(self, line: Line, work: Work) -> None:
+        self.work = work
+        self.replica: Replica | None = None
+        self.targets: Callable[[], Sequence[Replica]] = tuple
+        self.choose: Choose = _first
+        self.candidates: list[Replica] = []
+        self._line = line
+        self._placed: asyncio.Future[Replica] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._scanner: StreamScanner | None = None
+        self._requeued = False
+
+    async def place(self, targets: Callable[[], Sequence[Replica]], choose: Choose) -> Replica:
+        """A replica that has room, one of those that `targets` gives when it has, and debited with this request.
+
+        Raises `Refused` (429) when none has by the deadline or is not expected to, `Interrupted`.
+        """
+        self.targets, self.choose = targets, choose
+        line = self._line
+        if not self._requeued and (replica := line.start(self)):
+            return replica
+        loop = asyncio.get_running_loop()
+        if not self._requeued:
+            line.offer(self)
+        self._requeued = False
+        placed: asyncio.Future[Replica] = loop.create_future()
+        self._placed = placed
+        now_ms = line.now_ms()
+        self._deadline = loop.call_later(max(0, self.work.deadline_ms + 1 - now_ms) / 1000, line.expire)
+        try:
+            return await placed
+        finally:
+            self._placed = None
+            self._deadline.cancel()
+            if self.replica is None:
+                line.withdraw(self)
+            elif placed.cancelled() or placed.exception() is not None:
+                self.ended(None)
+
+    def placed(self, replica: Replica) -> None:
+        """It may run there."""
+        self.replica = replica
+        if self._placed is not None and not self._placed.done():
+            self._placed.set_result(replica)
+
+    def turned(self, refusal: Refusal) -> None:
+        """It will not run."""
+        if self._placed is not None and not self._placed.done():
+            self._placed.set_exception(Refused(refusal))
+
+    def interrupt(self) -> None:
+        """The client has left, or the gateway stops."""
+        if self._placed is not None and not self._placed.done():
+            self._placed.set_exception(Interrupted())
+
+    def first_token(self) -> None:
+        """The engine has begun to answer."""
+        if self.replica is not None:
+            self._line.first_token(self, self.replica)
+
+    def follow(self, scanner: StreamScanner) -> None:
+        """Where the answer's tokens are counted."""
+        self._scanner = scanner
+
+    def tell_tokens(self, now_ms: int) -> None:
+        """Tells the replica's knee how far the answer is."""
+        if self._scanner is not None and self.replica is not None and (count := self._scanner.output_events):
+            self._line.knee(self.replica).tokens(self.work.id, count, now_ms)
+
+    def left(self, *, full: bool = False) -> None:
+        """The replica was lost, or said that it is full; another is placed next, maybe after a wait."""
+        self._requeued = full
+        self._line.left(self, full=full)
+
+    def ended(self, usage: Usage | None) -> None:
+        """The engine has ended; what it used corrects the tenant's counter. None: nothing is known."""
+        if self.replica is not None:
+            self._line.end(self, usage)
+
+
+class Line:
+    """One model's queue and its replicas' knees."""
+
+    def __init__(self, model: ModelFleet, predictor: Predictor, now_ms: Callable[[], int]) -> None:
+        self.now_ms = now_ms
+        self.queue = FairQueue()
+        self._model = model
+        self._itl_ms: int | None = None
+        self._predictor = predictor
+        self._knees: dict[Replica, Knee] = {}
+        self._full: set[Replica] = set()
+        self._waiting: dict[str, Slot] = {}
+        self._running: dict[str, Slot] = {}
+        self._pumping: asyncio.Handle | None = None
+
+    def knee(self, replica: Replica) -> Knee:
+        """The replica's."""
+        knee = self._knees.get(replica)
+        if knee is None:
+            knee = self._knees[replica] = Knee(itl_ms=self._itl_ms)
+        return knee
+
+    def hold(self, itl_ms: int | None) -> None:
+        """Keeps the time between tokens below this as well, in milliseconds."""
+        if itl_ms is not None and (self._itl_ms is None or itl_ms < self._itl_ms):
+            self._itl_ms = itl_ms
+            for knee in self._knees.values():
+                knee.itl_ms = itl_ms
+
+    @property
+    def knees(self) -> dict[Replica, Knee]:
+        """Of the replicas that have been used."""
+        return self._knees
+
+    def start(self, slot: Slot) -> Replica | None:
+        """Dispatches at once where nobody waits and there is room."""
+        if len(self.queue):
+            return None
+        below = self.queue.below_share(slot.work)
+        if not self._fits(slot, below):
+            return None
+        self.queue.start(slot.work, self.now_ms())
+        return self._dispatch(slot)
+
+    def offer(self, slot: Slot) -> None:
+        """Lets it wait. Raises `Refused` where it would wait too long."""
+        turned = self.queue.offer(slot.work, self.now_ms())
+        if turned is not None:
+            raise Refused(overloaded(slot.work, turned))
+        self._waiting[slot.work.id] = slot
+        self._pump_soon()
+
+    def withdraw(self, slot: Slot) -> None:
+        """Nobody waits for it any more."""
+        if self._waiting.pop(slot.work.id, None) is not None:
+            self.queue.withdraw(slot.work)
+            self._pump_soon()
+
+    def expire(self) -> None:
+        """Refuses those whose time is over."""
+        for work, turned in self.queue.expired(self.now_ms()):
+            self._waiting.pop(work.id).turned(overloaded(work, turned))
+
+    def first_token(self, slot: Slot, replica: Replica) -> None:
+        self.knee(replica).first_token(slot.work.id, self.now_ms())
+        if self._waiting:
+            self._pump_soon()
+
+    def left(self, slot: Slot, *, full: bool) -> None:
+        replica, now_ms = slot.replica, self.now_ms()
+        assert replica is not None
+        slot.replica = None
+        del self._running[slot.work.id]
+        knee = self.knee(replica)
+        knee.ended(slot.work.id, now_ms)
+        if full:
+            knee.engine_full(now_ms)
+            self._full.add(replica)
+            asyncio.get_running_loop().call_later(FULL_FOR_S, self._is_asked_again, replica)
+            self.queue.requeue(slot.work, now_ms)
+            self._waiting[slot.work.id] = slot
+        else:
+            self.queue.ended(slot.work, input_tokens=0, cached_tokens=0, output_tokens=0, now_ms=now_ms)
+        self._pump_soon()
+
+    def end(self, slot: Slot, usage: Usage | None) -> None:
+        replica, now_ms, work = slot.replica, self.now_ms(), slot.work
+        assert replica is not None
+        slot.replica = None
+        del self._running[work.id]
+        self.knee(replica).ended(work.id, now_ms)
+        used = usage or Usage()
+        self.queue.ended(
+            work,
+            input_tokens=used.input_tokens,
+            cached_tokens=used.input_cached_tokens,
+            output_tokens=used.output_tokens,
+            now_ms=now_ms,
+        )
+        if used.output_tokens:
+            self._predictor.answered(work.tenant, self._model.spec.name, used.output_tokens)
+        if self._waiting:
+            self._pump_soon()
+
+    def tick(self) -> None:
+        """About once a second: the knees learn what was measured, and who waits is looked at."""
+        now_ms = self.now_ms()
+        for slot in self._running.values():
+            slot.tell_tokens(now_ms)
+        for knee in self._knees.values():
+            knee.tick(now_ms, queued=len(self.queue))
+        if self._waiting:
+            self._pump_soon()
+
+    def _is_asked_again(self, replica: Replica) -> None:
+        self._full.discard(replica)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if self._pumping is None:
+            self._pumping = asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = None
+        while work := self.queue.next(self._waiting_fits, self.now_ms()):
+            slot = self._waiting.pop(work.id)
+            slot.placed(self._dispatch(slot))
+        self.expire()
+
+    def _waiting_fits(self, work: Work, below_share: bool) -> bool:
+        return self._fits(self._waiting[work.id], below_share)
+
+    def _fits(self, slot: Slot, below_share: bool) -> bool:
+        slot.candidates = [
+            replica
+            for replica in slot.targets()
+            if replica not in self._full and self.knee(replica).fits(slot.work, below_share=below_share)
+        ]
+        return bool(slot.candidates)
+
+    def _dispatch(self, slot: Slot) -> Replica:
+        replica = slot.replica = slot.choose(slot.candidates)
+        self._running[slot.work.id] = slot
+        self.knee(replica).dispatched(slot.work, self.now_ms())
+        return replica
+
+
+class Dispatcher:
+    """All models' lines. `run` keeps them moving."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.predictor = Predictor()
+        self._now_ms = now_ms
+        self._lines: dict[str, Line] = {}
+
+    @property
+    def lines(self) -> dict[str, Line]:
+        """By the model's name; those that have been used."""
+        return self._lines
+
+    def slot(self, model: ModelFleet, slo: SloSpec, work: Work) -> Slot:
+        """A request's place in its model's line. Of several classes' targets the strictest time between tokens is held:
+        their answers share steps."""
+        line = self._lines.get(model.spec.name)
+        if line is None:
+            line = self._lines[model.spec.name] = Line(model, self.predictor, self._now_ms)
+        line.hold(slo.itl_p99_ms)
+        return Slot(line, work)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            for line in self._lines.values():
+                line.tick()
+
+
+def overloaded(work: Work, turned: Turned) -> Refusal:
+    """The 429 of a request that cannot run in time."""
+    wait_s = turned.predicted_wait_ms / 1000
+    most_s = (work.deadline_ms - work.arrived_ms) / 1000
+    return Refusal(
+        status=429,
+        code="overloaded",
+        message=(
+            f"All replicas of this model are busy: this request would wait for about {wait_s:.1f} s, and those of its "
+            f"class wait for at most {most_s:g} s. Try again in {turned.retry_after_ms / 1000:.1f} s."
+        ),
+        retry_after_ms=turned.retry_after_ms,
+    )
+
+
+def _first(replicas: Sequence[Replica]) -> Replica:
+    return replicas[0]
