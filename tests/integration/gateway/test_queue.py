@@ -1,0 +1,167 @@
+"""A replica has room for one: the others wait in fair order, are refused in time, or leave."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.admission import _knee as knee
+from tests.integration.gateway.conftest import Start
+from tests.integration.gateway.engine import Conversation, Engine, Received, as_json, recording
+from tests.integration.gateway.serving import ASKED, CHAT, Served, StoppedClock, eventually, key_of
+
+PATIENT = {"max_wait_s": 30, "slo": {"ttft_p99_ms": 600, "itl_p99_ms": 80}}
+HASTY = PATIENT | {"max_wait_s": 0.2}
+LIMITS = {"requests_per_minute": 5, "tokens_per_minute": 5000, "concurrent_requests": 4, "budget_usd": 1}
+
+
+@pytest.fixture(autouse=True)
+def room_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every replica starts with room for one sequence."""
+    monkeypatch.setattr(knee, "FIRST_SEQUENCES", 1)
+    monkeypatch.setattr(knee, "LEAST_SEQUENCES", 1)
+
+
+class Gate:
+    """An engine's answers wait until it opens; then they go on as they come in."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    async def script(self, talk: Conversation, request: Received) -> None:
+        await self.open.wait()
+        await recording("chat").script()(talk, request)
+
+
+def line(served: Served) -> Any:
+    """The model's queue and knees."""
+    return served.lifecycle.dispatcher.lines["tiny"]
+
+
+def waiting(served: Served, count: int) -> Any:
+    return eventually(lambda: "tiny" in served.lifecycle.dispatcher.lines and len(line(served).queue) == count)
+
+
+async def test_the_second_request_waits_for_the_first_to_end(engine: Engine, start: Start) -> None:
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=PATIENT)
+    answers = [asyncio.create_task(served.post()) for _ in range(3)]
+    await eventually(lambda: engine.received)
+    await waiting(served, 2)
+    assert len(engine.received) == 1
+    gate.open.set()
+    assert [answer.status for answer in await asyncio.gather(*answers)] == [200, 200, 200]
+    assert len(engine.received) == 3
+    assert line(served).knee(served.replica(engine)).load.sequences == 0
+
+
+async def test_whoever_waits_past_the_deadline_is_told_when_to_come_back_and_has_taken_nothing(
+    engine: Engine, start: Start
+) -> None:
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=HASTY, limits=LIMITS)
+    first = asyncio.create_task(served.post())
+    await eventually(lambda: engine.received)
+    answer = await served.post()
+    assert (answer.status, answer.error["code"], answer.error["type"]) == (429, "overloaded", "rate_limit_error")
+    assert "at most 0.2 s" in answer.error["message"]
+    assert int(answer.headers["retry-after"]) * 1000 >= int(answer.headers["retry-after-ms"]) > 0
+    gate.open.set()
+    assert (await first).status == 200
+    events = await served.events(at_least=2)
+    assert sorted(event["status"] for event in events) == ["ok", "refused"]
+    await served.booked()
+    left = (await served.usage())["limits"]
+    assert left["requests_per_minute"]["remaining"] == 4
+    assert left["concurrent_requests"]["remaining"] == 4
+    assert left["budget_usd"]["reserved_usd"] == "0.00"
+    assert len(engine.received) == 1
+
+
+async def test_a_client_that_hangs_up_leaves_the_queue_at_once(engine: Engine, start: Start) -> None:
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=PATIENT)
+    first = asyncio.create_task(served.post())
+    await eventually(lambda: engine.received)
+    async with served.connect() as client:
+        client.post(CHAT, ASKED, key=served.key)
+        await waiting(served, 1)
+    await waiting(served, 0)
+    (left,) = await served.events()
+    assert left["status"] == "client_gone"
+    assert not any(left["usage"].values())
+    gate.open.set()
+    assert (await first).status == 200
+    assert len(engine.received) == 1
+
+
+async def test_a_flood_does_not_keep_another_tenant_waiting(engine: Engine, start: Start) -> None:
+    """Twenty requests of one wait; the other's only one goes next."""
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=PATIENT, rival_uses="tiny")
+    flood = [asyncio.create_task(served.post()) for _ in range(21)]
+    await waiting(served, 20)
+    other = asyncio.create_task(served.post({**ASKED, "user": "rival"}, key=key_of("rival")))
+    await waiting(served, 21)
+    gate.open.set()
+    assert (await other).status == 200
+    assert all(answer.status == 200 for answer in await asyncio.gather(*flood))
+    assert [request.json.get("user") for request in engine.received].index("rival") <= 2
+
+
+async def test_an_engine_that_says_it_is_full_is_asked_again_and_its_word_is_not_passed_on(
+    engine: Engine, start: Start
+) -> None:
+    full = as_json({"error": {"message": "queue is full"}}, status=503)
+    engine.scripts.extend([full, full])
+    engine.script = recording("chat").script()
+    served = await start(engine, service=PATIENT)
+    assert (await served.post()).status == 200
+    assert len(engine.received) == 3
+    event = await served.event()
+    assert [attempt["code"] for attempt in event["failed_attempts"]] == ["busy", "busy"]
+
+
+async def test_an_engine_that_stays_full_ends_in_a_refusal_at_the_deadline(engine: Engine, start: Start) -> None:
+    engine.script = as_json({"error": {"message": "queue is full"}}, status=429)
+    served = await start(engine, service=PATIENT | {"max_wait_s": 0.6})
+    answer = await served.post()
+    assert (answer.status, answer.error["code"]) == (429, "overloaded")
+    assert 2 <= len(engine.received) <= 4
+
+
+async def test_a_lost_replicas_request_goes_to_the_one_with_room(engine: Engine, second: Engine, start: Start) -> None:
+    engine.script = second.script = recording("chat").script()
+    served = await start(engine, second, service=PATIENT)
+    engine.kill()
+    assert (await served.post()).status == 200
+    knees = line(served).knees
+    assert all(one.load.sequences == 0 and one.load.prefill_tokens == 0 for one in knees.values())
+
+
+async def test_without_latency_targets_nothing_waits(engine: Engine, start: Start) -> None:
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service={"max_wait_s": 1})
+    answers = [asyncio.create_task(served.post()) for _ in range(3)]
+    await eventually(lambda: len(engine.received) == 3)
+    gate.open.set()
+    assert [answer.status for answer in await asyncio.gather(*answers)] == [200, 200, 200]
+
+
+async def test_a_stopping_gateway_lets_nobody_wait_on(engine: Engine, start: Start) -> None:
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=PATIENT, clock=StoppedClock())
+    answers = [asyncio.create_task(served.post()) for _ in range(2)]
+    await eventually(lambda: engine.received)
+    await waiting(served, 1)
+    served.gateway.interrupt_all()
+    assert {answer.status for answer in await asyncio.gather(*answers)} == {503}
+    assert {answer.error["code"] for answer in await asyncio.gather(*answers)} == {"shutting_down"}
