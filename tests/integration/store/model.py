@@ -19,6 +19,7 @@ class Amounts:
     input: int = 0
     output: int = 0
     most: int = 0
+    key: str = ""
 
 
 @dataclass
@@ -39,12 +40,13 @@ class Lease:
 
 @dataclass
 class Check:
-    """A limit of a window: `dimension` 8 counts tokens, others count money."""
+    """A limit of a window: `dimension` 8 counts tokens, others count money; with a `key` it is only that key's."""
 
     dimension: int
     window: str
     limit: int
     ends_ms: int
+    key: str = ""
 
 
 @dataclass
@@ -128,7 +130,7 @@ class Model:
                 waits.append((float("inf"), 4))
             elif spent + reserved + nanousd > self.budget:
                 waits.append((1000, 4))
-        for check in self.checks:
+        for check in self.checks_of(ask):
             reserved_money, reserved_tokens = self.window_reserved(check.window)
             what, used, kept = nanousd, self.window_spent.get(check.window, 0), reserved_money
             if check.dimension == 8:
@@ -168,9 +170,12 @@ class Model:
         more = (self.limits.get("input"), self.limits.get("output"), self.concurrent_tokens)
         return bool(self.checks) or any(limit is not None for limit in more)
 
+    def checks_of(self, ask: Amounts) -> list[Check]:
+        return [check for check in self.checks if check.key in ("", ask.key)]
+
     def lease(self, ask: Amounts) -> Lease:
         """What `ask` gets now if it is granted."""
-        windows = tuple(dict.fromkeys(check.window for check in self.checks))
+        windows = tuple(dict.fromkeys(check.window for check in self.checks_of(ask)))
         most = ask.most if self.has_more else 0
         return Lease(self.at + self.ttl_ms, ask.nanousd, self.period, most, windows)
 

@@ -45,7 +45,7 @@ class Account:
 
     def call(
         self,
-        asks: Sequence[tuple[int, ...]] = (),
+        asks: Sequence[tuple[int | str, ...]] = (),
         settle: Sequence[tuple[str, int | tuple[int, int], int, bool]] = (),
         renew: Sequence[str] = (),
         *,
@@ -139,6 +139,7 @@ class Account:
                         period=check.window,
                         limit=check.limit,
                         end_s=check.ends_ms // 1000,
+                        key=check.key,
                     )
                     for check in self.model.checks
                     for dimension in [DIMENSIONS[check.dimension]]
@@ -152,7 +153,7 @@ class Account:
             asks=[
                 value
                 for member, ask in named
-                for value in (member, ask.tokens, ask.nanousd, ask.input, ask.output, ask.most, "")
+                for value in (member, ask.tokens, ask.nanousd, ask.input, ask.output, ask.most, ask.key)
             ],
             booking=booking,
         )
@@ -239,6 +240,7 @@ def test_script_and_model_decide_the_same(
                 dice.choice([0, 1, dice.randrange(2 * most)]),
                 dice.choice([0, 1, dice.randrange(900)]),
                 *(dice.choice([0, 1, dice.randrange(2 * most)]) for _ in range(3)),
+                dice.choice(["", "ci", "web"]),
             )
             for _ in range(dice.randrange(4))
         ]
@@ -265,9 +267,10 @@ def draw_further_limits(model: Model, most: int, dice: random.Random) -> None:
     model.concurrent_tokens = dice.choice([None, most, 3 * most])
     ends_ms = T0 + dice.randrange(100) * 60_000
     model.checks = [
-        Check(dimension, f"{kind}:{dice.randrange(3)}", dice.choice([0, 1, 900, 5 * most]), ends_ms)
+        Check(dimension, f"{of}{kind}:{dice.randrange(3)}", dice.choice([0, 1, 900, 5 * most]), ends_ms, of)
         for dimension, kind in ((8, "day"), (9, "hour"), (10, "day"), (11, "month"))
-        if dice.random() < 0.5
+        for of in ("", "ci", "web")
+        if dice.random() < 0.4
     ]
 
 
