@@ -118,7 +118,7 @@ class Gateway:
                 clock=clock,
                 settings=settings,
             )
-            metrics.before_flush(lambda: _refresh(metrics, fleet, ledger))
+            metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher))
             pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
             self._pages.routes[:] = [
@@ -153,7 +153,7 @@ class Gateway:
             log.info("stopping")
 
 
-def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger) -> None:
+def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatcher) -> None:
     for replica in fleet.replicas:
         metrics.replica_healthy.labels(replica.name).set(replica.healthy)
     booked = ledger.statistics()
@@ -161,6 +161,18 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger) -> None:
     metrics.replayed.set(booked.replayed)
     metrics.given_up.set(booked.given_up)
     metrics.journal_failing.set(bool(booked.journal_failure))
+
+    for model, line in dispatcher.lines.items():
+        metrics.queue_length.labels(model).set(len(line.queue))
+        counts = line.counts()
+        metrics.client_attempts.labels(model, "first").inc(counts.first_attempts)
+        metrics.client_attempts.labels(model, "retry").inc(counts.retries)
+        for wait_ms in counts.waits_ms:
+            metrics.queue_wait.labels(model).observe(wait_ms / 1000)
+        for replica, knee in line.knees.items():
+            for gauge, of in ((metrics.knee_limit, knee.limits), (metrics.knee_load, knee.load)):
+                gauge.labels(replica.name, "sequences").set(of.sequences)
+                gauge.labels(replica.name, "prefill_tokens").set(of.prefill_tokens)
 
 
 def _show(metrics: Metrics, audit: Audit | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from gateway.admission import FairQueue, Knee, Predictor, Turned, Work
 from gateway.errors import Refusal, Refused
@@ -123,6 +124,15 @@ class Slot:
             self._line.end(self, usage)
 
 
+@dataclass(slots=True)
+class LineCounts:
+    """What a line's metrics are made of. `waits_ms` are of those that waited, from their arrival on."""
+
+    first_attempts: int = 0
+    retries: int = 0
+    waits_ms: list[int] = field(default_factory=list)
+
+
 class Line:
     """One model's queue and its replicas' knees."""
 
@@ -137,6 +147,19 @@ class Line:
         self._waiting: dict[str, Slot] = {}
         self._running: dict[str, Slot] = {}
         self._pumping: asyncio.Handle | None = None
+        self._counts = LineCounts()
+
+    def counts(self) -> LineCounts:
+        """What has happened since this was called last."""
+        counts, self._counts = self._counts, LineCounts()
+        return counts
+
+    def note_attempt(self, work: Work) -> None:
+        """A request has come."""
+        if work.retry:
+            self._counts.retries += 1
+        else:
+            self._counts.first_attempts += 1
 
     def knee(self, replica: Replica) -> Knee:
         """The replica's."""
@@ -249,6 +272,7 @@ class Line:
         self._pumping = None
         while work := self.queue.next(self._waiting_fits, self.now_ms()):
             slot = self._waiting.pop(work.id)
+            self._counts.waits_ms.append(self.now_ms() - work.arrived_ms)
             slot.placed(self._dispatch(slot))
         self.expire()
 
@@ -290,6 +314,7 @@ class Dispatcher:
         if line is None:
             line = self._lines[model.spec.name] = Line(model, self.predictor, self._now_ms)
         line.hold(slo.itl_p99_ms)
+        line.note_attempt(work)
         return Slot(line, work)
 
     async def run(self) -> None:

@@ -22,7 +22,8 @@ TARGET = 0.8
 GROWS_BELOW = 0.9
 SHRINKS_ABOVE = 1.1
 """The deadband around the target, as parts of it."""
-SHRINK_MOST = 0.85
+SHRINK_MOST = 0.7
+"""The largest decrease at once; the next waits until it has worked."""
 COOLDOWN_MS = 3_000
 """After a decrease, so that what was measured before it has left the window."""
 SAMPLES_LEAST = 10
@@ -81,15 +82,16 @@ class Knee:
         """Whether the replica has room. A few sequences more (3 to 6 %, at least 2) are for tenants below their share:
         running answers are not preempted, so they would wait for the next end. A prompt larger than P goes alone."""
         running = len(self._running)
-        most = int(self._sequences)
-        if below_share:
-            most += max(2, most // 20)
-        if running >= most:
+        if running >= self._most(below_share=below_share):
             return False
         resident = self._resident + work.input_tokens + work.output_tokens
         if self._kv_most is not None and running and resident > self._kv_most:
             return False
         return not self._prefilling or self._prefilling + work.uncached_tokens <= self.limits.prefill_tokens
+
+    def _most(self, *, below_share: bool) -> int:
+        most = int(self._sequences)
+        return most + max(2, most // 20) if below_share else most
 
     def dispatched(self, work: Work, now_ms: int) -> None:
         """`work` is on its way there: debited at once."""
@@ -147,12 +149,13 @@ class Knee:
         if enough:
             self._itl_sum_ms = self._itl_tokens = 0
         if target_ms is not None and enough and itl_ms > SHRINKS_ABOVE * target_ms:
-            if now_ms >= self._cool_until_ms:
+            # While more runs than N, the last decrease has not worked yet: answers end by themselves.
+            if now_ms >= self._cool_until_ms and running <= self._most(below_share=True):
                 kept = max(SHRINK_MOST, target_ms / itl_ms)
                 self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(peak)) * kept)
                 self._cool_until_ms = now_ms + COOLDOWN_MS
             return
-        is_idle = queued > 0 and not running
+        is_idle = queued > 0 and not peak
         may_grow = (enough and (target_ms is None or itl_ms < GROWS_BELOW * target_ms)) or is_idle
         if may_grow and (demand or is_idle) and now_ms >= self._cool_until_ms:
             far = target_ms is None or itl_ms < 0.5 * target_ms

@@ -130,6 +130,40 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.queue_length = Gauge(
+            "mtok_queue_length",
+            "Admitted requests that wait for a replica with room.",
+            ("model",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.queue_wait = Histogram(
+            "mtok_queue_wait_seconds",
+            "Wait for a replica with room, of requests that had to wait and then ran.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.client_attempts = Counter(
+            "mtok_client_attempts",
+            "Requests of classes with latency targets, by whether the client's SDK had tried before.",
+            ("model", "attempt"),
+            registry=registry,
+        )
+        self.knee_limit = Gauge(
+            "mtok_knee_limit",
+            "What a replica may have of this gateway's at once: sequences, and uncached prompt tokens being read.",
+            ("replica", "quantity"),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.knee_load = Gauge(
+            "mtok_knee_load",
+            "What it has of them now.",
+            ("replica", "quantity"),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.unbooked = Gauge(
             "mtok_unbooked_events",
             "Usage events on disk that Redis does not have yet.",

@@ -165,3 +165,24 @@ async def test_a_stopping_gateway_lets_nobody_wait_on(engine: Engine, start: Sta
     served.gateway.interrupt_all()
     assert {answer.status for answer in await asyncio.gather(*answers)} == {503}
     assert {answer.error["code"] for answer in await asyncio.gather(*answers)} == {"shutting_down"}
+
+
+async def test_metrics_tell_who_waits_and_what_a_replica_may_have(engine: Engine, start: Start) -> None:
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=PATIENT)
+    answers = [asyncio.create_task(served.post()) for _ in range(2)]
+    await waiting(served, 1)
+    answers.append(asyncio.create_task(served.post(x_stainless_retry_count="1")))
+    await waiting(served, 2)
+    during = (await served.get("/metrics")).body.decode()
+    assert 'mtok_queue_length{model="tiny"} 2.0' in during
+    assert f'mtok_knee_limit{{quantity="sequences",replica="{engine.name}"}} 1.0' in during
+    assert f'mtok_knee_load{{quantity="sequences",replica="{engine.name}"}} 1.0' in during
+    gate.open.set()
+    await asyncio.gather(*answers)
+    after = (await served.get("/metrics")).body.decode()
+    assert 'mtok_queue_length{model="tiny"} 0.0' in after
+    assert 'mtok_queue_wait_seconds_count{model="tiny"} 2.0' in after
+    assert 'mtok_client_attempts_total{attempt="first",model="tiny"} 2.0' in after
+    assert 'mtok_client_attempts_total{attempt="retry",model="tiny"} 1.0' in after

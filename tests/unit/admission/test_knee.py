@@ -85,8 +85,11 @@ def test_n_falls_while_tokens_come_too_slowly_and_not_below_its_floor() -> None:
     knee = Knee(itl_ms=80)
     fill(knee, 64)
     run(knee, 20, 160.0, running=64)
-    assert 4 <= knee.limits.sequences < 40
-    run(knee, 200, 400.0, running=64, from_s=20)
+    assert knee.limits.sequences == 44, "the first decrease has not worked while 64 run"
+    for running in (44, 30, 20, 14, 10, 7, 5, 4):
+        for i in range(running, 64):
+            knee.ended(f"w{i}", 0)
+        run(knee, 20, 400.0, running=running, from_s=(70 - running) * 100)
     assert knee.limits.sequences == 4
 
 
