@@ -1,0 +1,164 @@
+"""Poisson arrivals through an admission onto one engine, in virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from functools import partial
+from typing import Protocol
+
+from gateway.admission import Knee, Work
+from gateway.simulator import Profile
+from tests.simulation.virtual_replica import Stream, VirtualReplica
+
+TTFT_SLO_S = 0.6
+ITL_SLO_S = 0.08
+WAIT_S = 0.4
+
+
+class Admission(Protocol):
+    """Whether one more may run there now."""
+
+    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool: ...
+
+
+class Open:
+    """No admission: all go at once."""
+
+    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool:
+        return True
+
+
+class Static:
+    """At most so many."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool:
+        return running < self.most
+
+
+class Gauges:
+    """The inference extension's utilization detector: waiting below 5 and KV below 0.8, as read every 200 ms."""
+
+    def __init__(self) -> None:
+        self._read_s, self._waiting, self._kv = -1.0, 0, 0.0
+
+    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool:
+        if replica.now - self._read_s >= 0.2:
+            self._read_s, self._waiting, self._kv = replica.now, replica.core.waiting, replica.core.kv_usage
+        return self._waiting < 5 and self._kv < 0.8
+
+
+class Ours:
+    """The knee."""
+
+    def __init__(self, knee: Knee) -> None:
+        self.knee = knee
+
+    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool:
+        return self.knee.fits(work, below_share=False)
+
+
+class VirtualFleet(VirtualReplica):
+    """One replica behind an admission and a first-come queue whose waiters leave after `WAIT_S`."""
+
+    def __init__(self, profile: Profile, admission: Admission) -> None:
+        super().__init__(profile)
+        self.admission = admission
+        self.knee = admission.knee if isinstance(admission, Ours) else None
+        self.arrived: list[float] = []
+        self.ended: list[tuple[float, float, float, float]] = []
+        self.limits: list[int] = []
+        self._queue: deque[tuple[float, int, int]] = deque()
+        self._live: dict[str, tuple[float, Stream]] = {}
+
+    def load(self, rate: float, prompt: float, answer: float, until: float, seed: int) -> None:
+        """Poisson arrivals, lognormal lengths of cv 1 with these means."""
+        source, now = random.Random(seed), 0.0
+        sigma = 0.8326
+        while (now := now + source.expovariate(rate)) < until:
+            lengths = [max(1, int(mean * source.lognormvariate(-(sigma**2) / 2, sigma))) for mean in (prompt, answer)]
+            self.at(now, partial(self._offer, prompt=lengths[0], answer=lengths[1]))
+        if self.knee is not None:
+            for second in range(1, int(until) + 1):
+                self.at(float(second), self._tick)
+
+    def _offer(self, now: float, prompt: int, answer: int) -> None:
+        self.arrived.append(now)
+        self._queue.append((now, prompt, answer))
+        self._dispatch(now)
+
+    def _dispatch(self, now: float) -> None:
+        bounded = not isinstance(self.admission, Open)
+        while self._queue:
+            arrived, prompt, answer = self._queue[0]
+            if bounded and now - arrived > WAIT_S:
+                self._queue.popleft()
+                continue
+            work = Work(
+                id=str(len(self.streams)),
+                tenant="a",
+                band=0,
+                weight=1.0,
+                input_tokens=prompt,
+                cached_tokens=0,
+                output_tokens=200,
+                retry=False,
+                arrived_ms=0,
+                deadline_ms=0,
+            )
+            if not self.admission.fits(work, self, len(self._live)):
+                return
+            self._queue.popleft()
+            stream = self.send(now, prompt, answer, self._end)
+            self._live[stream.id] = (arrived, stream)
+            if self.knee is not None:
+                self.knee.dispatched(work, int(now * 1000))
+
+    def _end(self, stream: Stream, now: float) -> None:
+        arrived, _ = self._live.pop(stream.id)
+        itl = stream.mean_itl_s if len(stream.token_s) > 1 else 0.0
+        self.ended.append((arrived, stream.token_s[0] - arrived, itl, stream.ttft_s))
+        if self.knee is not None:
+            self.knee.tokens(stream.id, len(stream.token_s), int(now * 1000))
+            self.knee.ended(stream.id, int(now * 1000))
+
+    def _tick(self, now: float) -> None:
+        assert self.knee is not None
+        for _, stream in self._live.values():
+            self.knee.tokens(stream.id, len(stream.token_s), int(now * 1000))
+        self.knee.tick(int(now * 1000), queued=len(self._queue))
+        self.limits.append(self.knee.limits.sequences)
+
+    def run(self, until: float = float("inf")) -> None:
+        """Let time pass; what waits is tried after each step."""
+        while self.now < until:
+            step = self.core.start(self.now)
+            if step is None:
+                if not self._agenda:
+                    return
+                self._act_until(min(self._agenda[0][0], until))
+                self._dispatch(self.now)
+                continue
+            self._act_until(step.end_s)
+            result = self.core.finish(step)
+            for request in result.firsts + result.decoded:
+                stream = self._by_id[request.id]
+                stream.token_s.append(self.now)
+                if self.knee is not None and len(stream.token_s) == 1:
+                    self.knee.first_token(stream.id, int(self.now * 1000))
+                if stream.done and stream.on_end:
+                    stream.on_end(stream, self.now)
+            self._dispatch(self.now)
+
+    def good_per_s(self, since: float, until: float) -> float:
+        """Answers within both SLOs, of those that arrived in [since, until)."""
+        fine = [one for one in self.ended if since <= one[0] < until and one[1] <= TTFT_SLO_S and one[2] <= ITL_SLO_S]
+        return len(fine) / (until - since)
+
+    def ttft_p99_s(self, since: float, until: float) -> float:
+        """Of those admitted, their wait included."""
+        seen = sorted(one[1] for one in self.ended if since <= one[0] < until)
+        return seen[int(0.99 * len(seen))] if seen else 0.0
