@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import signal
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from starlette.routing import Route, Router
 
@@ -18,8 +21,9 @@ from gateway.export import Sink
 from gateway.fleet import Fleet, Scraper
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger, LedgerSettings
-from gateway.policy import Policies
+from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
+from gateway.reload import Reloader
 from gateway.settings import Settings
 from gateway.store import client
 from gateway.telemetry import Metrics, Telemetry, Tracing
@@ -36,9 +40,19 @@ DAY_S = 86_400
 class Gateway:
     """One worker's gateway. `asgi` is the app; its lifespan starts and stops everything in order."""
 
-    def __init__(self, policies: Policies, settings: Settings, redis_url: str, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        policies: Policies,
+        settings: Settings,
+        redis_url: str,
+        *,
+        clock: Clock | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        """`directory`, where it is given, is where `policies` are from: changes there are put in force."""
         self.clock = clock or SystemClock()
         self._policies = policies
+        self._directory = directory
         self._settings = settings
         self._redis_url = redis_url
         self._lifecycle: Lifecycle | None = None
@@ -74,6 +88,19 @@ class Gateway:
         if self._lifecycle is not None:
             self._lifecycle.interrupt_all()
 
+    def _limits_of(self, tenant: str) -> LimitsSpec:
+        return self._policies.limits_of(tenant)
+
+    def _apply(self, policies: Policies, lifecycle: Lifecycle, watch: Watch) -> None:
+        """Puts new policies in force, between two requests. How the ledger keeps usage stays as it was at the start."""
+        if policies.ledger != self._policies.ledger:
+            log.warning("the `ledger` section has changed: but for tags and users that needs a restart")
+        self._policies = policies
+        lifecycle.fleet.update(policies.models.values())
+        lifecycle.keys.use(policies)
+        lifecycle.apply(policies)
+        watch.use(tenants=policies.tenants, prices=policies.prices)
+
     @asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
         policies, settings, clock = self._policies, self._settings, self.clock
@@ -88,7 +115,7 @@ class Gateway:
                     redis,
                     settings.data_dir / "journal",
                     settings=LedgerSettings.of(policies.ledger),
-                    limits_of=policies.limits_of,
+                    limits_of=self._limits_of,
                     now_ms=clock.now_ms,
                 )
             )
@@ -109,7 +136,6 @@ class Gateway:
             stack.callback(dispatching.cancel)
             lifecycle = self._lifecycle = Lifecycle(
                 policies=policies,
-                prices=policies.prices,
                 fleet=fleet,
                 keys=keys,
                 ledger=ledger,
@@ -148,6 +174,13 @@ class Gateway:
                     random=random.random,
                 )
                 await stack.enter_async_context(sink)
+            if self._directory is not None:
+                reloader = Reloader(self._directory, policies, lambda new: self._apply(new, lifecycle, watch))
+                reloading = asyncio.create_task(reloader.run(), name="policies")
+                stack.callback(reloading.cancel)
+                metrics.before_flush(lambda: metrics.policy_failed.set(bool(reloader.failed)))
+                with contextlib.suppress(ValueError, RuntimeError):  # not the process's main thread
+                    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.now)
             log.info("serving %d models to %d tenants", len(policies.models), len(policies.tenants))
             yield
             log.info("stopping")

@@ -73,7 +73,6 @@ class Lifecycle:
         self,
         *,
         policies: Policies,
-        prices: Mapping[str, Price],
         fleet: Fleet,
         keys: KeyDirectory,
         ledger: Ledger,
@@ -82,8 +81,6 @@ class Lifecycle:
         clock: Clock,
         settings: Settings,
     ) -> None:
-        self.policies = policies
-        self.prices = prices
         self.fleet = fleet
         self.keys = keys
         self.ledger = ledger
@@ -93,8 +90,18 @@ class Lifecycle:
         self.settings = settings
         self.draining = False
         self._running: set[ClientWatch] = set()
+        self._prefixes: dict[str, PrefixIndex] = {}
         self._labels = Labels(policies.ledger)
-        self._prefixes = {name: PrefixIndex() for name in policies.models}
+        self.policies = policies
+        self.apply(policies)
+
+    def apply(self, policies: Policies) -> None:
+        """From now on requests are admitted by these policies; those that run keep the ones they were admitted by."""
+        if self.policies.ledger != policies.ledger:
+            self._labels = Labels(policies.ledger)
+        self.policies = policies
+        self.prices: Mapping[str, Price] = policies.prices
+        self._prefixes = {name: self._prefixes.get(name) or PrefixIndex() for name in policies.models}
 
     @property
     def idle(self) -> bool:

@@ -50,7 +50,13 @@ class Watch:
         self._show = show
         self._interval_s = interval_s
         self._me = secrets.token_hex(6)
+        self._written = False
         self._task: asyncio.Task[None] | None = None
+
+    def use(self, *, tenants: Collection[str], prices: Mapping[str, Price]) -> None:
+        """These are the tenants and prices from now on; they are written down with the next audit."""
+        self._tenants, self._prices = tenants, prices
+        self._written = False
 
     async def __aenter__(self) -> Watch:
         self._task = asyncio.create_task(self._run(), name="audit")
@@ -86,13 +92,13 @@ class Watch:
                     log.error("the ledger and the counters of %s disagree: %s", name, span)
 
     async def _run(self) -> None:
-        written = False
         while True:
             try:
-                if not written:
+                if not self._written:
+                    self._written = True
                     await self.write_down()
-                    written = True
                 await self.audit()
             except (RedisError, OSError, StoreUnavailable) as error:
+                self._written = False
                 log.warning("the audit waits for Redis: %s", error)
-            await asyncio.sleep(self._interval_s if written else RETRY_S)
+            await asyncio.sleep(self._interval_s if self._written else RETRY_S)

@@ -71,12 +71,10 @@ class Fleet:
         probe_interval_s: float = PROBE_INTERVAL_S,
         probe_timeout_s: float = PROBE_TIMEOUT_S,
     ) -> None:
-        by_url: dict[str, Replica] = {}
         self.models: dict[str, ModelFleet] = {}
-        for spec in models:
-            replicas = [by_url.setdefault(r.url, Replica(r.url)) for r in spec.replicas]
-            self.models[spec.name] = ModelFleet(spec, replicas)
-        self.replicas = list(by_url.values())
+        self.replicas: list[Replica] = []
+        self._leaving: list[Replica] = []
+        self.update(models)
         self._probe_interval_s = probe_interval_s
         self._http = httpx.AsyncClient(timeout=probe_timeout_s, trust_env=False)
         self._watcher: asyncio.Task[None] | None = None
@@ -92,8 +90,27 @@ class Fleet:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._http.aclose()
-        for replica in self.replicas:
+        for replica in (*self.replicas, *self._leaving):
             replica.close()
+
+    def update(self, models: Iterable[ModelSpec]) -> None:
+        """From now on these are the models and their replicas. One that is gone gets nothing new and is let go when its
+        last answer has ended; a new one gets requests once it has answered its first probe."""
+        known = {replica.url: replica for replica in (*self.replicas, *self._leaving)}
+        wanted: dict[str, Replica] = {}
+        updated: dict[str, ModelFleet] = {}
+        for spec in models:
+            for one in spec.replicas:
+                if one.url not in wanted:
+                    wanted[one.url] = known.get(one.url) or Replica(one.url)
+            model = updated[spec.name] = self.models.get(spec.name) or ModelFleet(spec, [])
+            model.spec = spec
+            model.replicas[:] = [wanted[one.url] for one in spec.replicas]
+        for name in self.models.keys() - updated.keys():
+            self.models[name].replicas.clear()
+        self.models = updated
+        self.replicas[:] = wanted.values()
+        self._leaving = [replica for url, replica in known.items() if url not in wanted]
 
     def ready(self) -> bool:
         """Whether any replica answers."""
@@ -125,6 +142,9 @@ class Fleet:
             await self._probe_all()
             for replica in self.replicas:
                 replica.sweep(now_s=loop.time(), silence_s=SILENCE_S)
+            for replica in [replica for replica in self._leaving if not replica.in_flight]:
+                replica.close()
+                self._leaving.remove(replica)
 
     async def _probe_all(self) -> None:
         await asyncio.gather(*(self._probe(replica) for replica in self.replicas))

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
@@ -74,7 +75,7 @@ class Scraper:
         self._book = redis.register_script(load_script("engine").text)
         self._http = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False)
         self._tasks: list[asyncio.Task[None]] = []
-        self._sent_before = {replica.name: 0 for replica in replicas}
+        self._sent_before: defaultdict[str, int] = defaultdict(int)
         self._told: dict[str, tuple[str, int]] = {}
         self._away = self._closing = False
         self._unread: set[str] = set()

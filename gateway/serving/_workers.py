@@ -77,7 +77,7 @@ def _store(settings: Settings) -> Iterator[str]:
 def _work(policies: Path, settings: Settings, redis_url: str, sock: socket.socket) -> None:
     """One worker, in this process."""
     telemetry.configure(settings.log_level)
-    run_worker(Gateway(load(policies), settings, redis_url), sock, settings)
+    run_worker(Gateway(load(policies), settings, redis_url, directory=policies), sock, settings)
 
 
 def _supervise(count: int, policies: Path, settings: Settings, redis_url: str, sock: socket.socket) -> None:
@@ -103,6 +103,13 @@ def _supervise(count: int, policies: Path, settings: Settings, redis_url: str, s
                 os.kill(process.pid, signal.SIGTERM)
 
     processes = [start() for _ in range(count)]
+
+    def reload(signum: int, frame: object) -> None:
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGHUP)
+
+    signal.signal(signal.SIGHUP, reload)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:

@@ -130,6 +130,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.policy_failed = Gauge(
+            "mtok_policy_reload_failed",
+            "1 while the policies' directory holds what cannot be used: the log says why, and the last good serve.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.queue_length = Gauge(
             "mtok_queue_length",
             "Admitted requests that wait for a replica with room.",

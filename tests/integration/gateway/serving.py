@@ -165,7 +165,14 @@ class StoppedClock(SystemClock):
 
 @asynccontextmanager
 async def serve(
-    document: dict[str, Any], directory: Path, redis: Redis, url: str, *, clock: Clock | None = None, **settings: Any
+    document: dict[str, Any],
+    directory: Path,
+    redis: Redis,
+    url: str,
+    *,
+    clock: Clock | None = None,
+    reloads: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
     """Serves these policies on an ephemeral port, as `mtok serve` does."""
     directory.mkdir(exist_ok=True)
@@ -173,7 +180,7 @@ async def serve(
     chosen = Settings(
         data_dir=directory / "data", admin_key_sha256=hash_digest(ADMIN_KEY), **{"read_timeout_s": 5.0, **settings}
     )
-    gateway = Gateway(load(directory), chosen, url, clock=clock)
+    gateway = Gateway(load(directory), chosen, url, clock=clock, directory=directory if reloads else None)
     protocol = type("Protocol", (BoundedProtocol,), {"read_timeout_s": chosen.read_timeout_s})
     config = uvicorn.Config(
         gateway.asgi,

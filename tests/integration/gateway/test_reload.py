@@ -1,0 +1,139 @@
+"""Policies change under a gateway that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from gateway.tenants import hash_key
+from loadtest.processes import free_port, mtok, running
+from tests.integration.gateway.conftest import Start
+from tests.integration.gateway.engine import Conversation, Engine, Received, recording
+from tests.integration.gateway.serving import Served, eventually, key_of, policies
+
+RELOADS = {"reloads": True}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Puts another policy document in the place of the one that is served."""
+
+    def write(document: dict[str, Any] | str) -> None:
+        text = document if isinstance(document, str) else yaml.safe_dump(document)
+        (tmp_path / "policies" / "policy.yaml").write_text(text)
+
+    return write
+
+
+async def metric(served: Served, line: str) -> bool:
+    return line in (await served.get("/metrics")).body.decode()
+
+
+async def test_a_changed_limit_holds_from_the_next_request_on(engine: Engine, start: Start, write: Any) -> None:
+    engine.script = recording("chat").script()
+    served = await start(engine, settings=RELOADS)
+    assert "x-ratelimit-limit-requests" not in (await served.post()).headers
+    write(policies(engine, limits={"requests_per_minute": 1000}))
+
+    async def limited() -> bool:
+        return (await served.post()).headers.get("x-ratelimit-limit-requests") == "1000"
+
+    await eventually(limited)
+    await served.booked()
+    prices = {event["price_epoch"] for event in await served.events()}
+    assert len(prices) == 2, "each set of policies has prices of its own"
+
+
+async def test_what_cannot_be_read_changes_nothing_and_is_told(
+    engine: Engine, start: Start, write: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.script = recording("chat").script()
+    served = await start(engine, settings=RELOADS, limits={"requests_per_minute": 1000})
+    document = policies(engine, limits={"requests_per_minuet": 5})
+    write(document)
+    await eventually(lambda: metric(served, "mtok_policy_reload_failed 1.0"))
+    assert "policy.yaml:" in caplog.text
+    assert "requests_per_minute" in caplog.text, "what was meant"
+    answer = await served.post()
+    assert (answer.status, answer.headers["x-ratelimit-limit-requests"]) == (200, "1000")
+    write(policies(engine, limits={"requests_per_minute": 5}))
+    await eventually(lambda: metric(served, "mtok_policy_reload_failed 0.0"))
+    assert (await served.post()).headers["x-ratelimit-limit-requests"] == "5"
+
+
+async def test_a_key_that_is_taken_out_is_refused(engine: Engine, start: Start, write: Any) -> None:
+    served = await start(engine, settings=RELOADS)
+    assert (await served.get("/v1/models")).status == 200
+    document = policies(engine)
+    document["tenants"]["acme"]["keys"] = []
+    write(document)
+
+    async def refused() -> bool:
+        return (await served.get("/v1/models")).status == 401
+
+    await eventually(refused)
+
+
+async def test_replicas_come_and_go_and_what_runs_ends(
+    engine: Engine, second: Engine, start: Start, write: Any
+) -> None:
+    """The first is taken out while it answers: that answer arrives whole, the next ones come from the second."""
+    go_on = asyncio.Event()
+
+    async def slow(talk: Conversation, request: Received) -> None:
+        await go_on.wait()
+        await recording("chat").script()(talk, request)
+
+    engine.scripts.append(slow)
+    engine.script = second.script = recording("chat").script()
+    served = await start(engine, settings=RELOADS)
+    running_answer = asyncio.create_task(served.post())
+    await eventually(lambda: engine.received)
+    write(policies(second))
+
+    async def moved() -> bool:
+        return (await served.post()).status == 200 and bool(second.received)
+
+    await eventually(moved)
+    go_on.set()
+    assert (await running_answer).status == 200
+    before = len(engine.received)
+    assert [(await served.post()).status for _ in range(5)] == [200] * 5
+    assert len(engine.received) == before
+
+
+def test_sighup_reaches_every_worker(tmp_path: Path) -> None:
+    """Two workers; after the parent's SIGHUP a key that was taken out is known to neither."""
+    directory, port = tmp_path / "policies", free_port()
+    directory.mkdir()
+    key = key_of("acme")
+    tenant = {"keys": [{"id": "acme", "sha256": hash_key(key)}]}
+    document = {"models": {"tiny": {"replicas": [{"url": "http://127.0.0.1:9"}]}}, "tenants": {"acme": tenant}}
+    (directory / "policy.yaml").write_text(yaml.safe_dump(document))
+    url = f"http://127.0.0.1:{port}"
+    with running(
+        mtok("serve", "--policies", str(directory), "--port", str(port), "--workers", "2"),
+        log=tmp_path / "mtok.log",
+        ready_url=f"{url}/healthz",
+        environment={"MTOK_DATA_DIR": str(tmp_path / "data")},
+        timeout_s=60,
+    ) as gateway:
+
+        def statuses() -> set[int]:
+            headers = {"authorization": f"Bearer {key}"}
+            return {httpx.get(f"{url}/v1/models", headers=headers, timeout=10).status_code for _ in range(20)}
+
+        assert statuses() == {200}
+        tenant["keys"] = []
+        (directory / "policy.yaml").write_text(yaml.safe_dump(document))
+        gateway.send_signal(signal.SIGHUP)
+        for _ in range(100):
+            if statuses() == {401}:
+                break
+        assert statuses() == {401}
