@@ -35,7 +35,7 @@ class Reloader:
         self._look_s = look_s
         self._asked = asyncio.Event()
         self._read: _Seen | None = None
-        self._before: _Seen = ()
+        self._before: _Seen | None = None
 
     def now(self) -> None:
         """Reads the directory at once, whatever it looks like: SIGHUP."""
@@ -43,7 +43,6 @@ class Reloader:
 
     async def run(self) -> None:
         """Until cancelled."""
-        self._read = self._before = await asyncio.to_thread(_look, self._directory)
         while True:
             try:
                 async with asyncio.timeout(self._look_s):

@@ -63,6 +63,7 @@ class Knee:
         self._prefilling = 0
         self._resident = 0
         self._peak = 0
+        self._was_short = False
         self._itl_sum_ms = 0.0
         self._itl_tokens = 0
         self._cool_until_ms = 0
@@ -83,6 +84,7 @@ class Knee:
         running answers are not preempted, so they would wait for the next end. A prompt larger than P goes alone."""
         running = len(self._running)
         if running >= self._most(below_share=below_share):
+            self._was_short = True
             return False
         resident = self._resident + work.input_tokens + work.output_tokens
         if self._kv_most is not None and running and resident > self._kv_most:
@@ -137,12 +139,12 @@ class Knee:
         self._cool_until_ms = now_ms + COOLDOWN_MS
 
     def tick(self, now_ms: int, *, queued: int) -> None:
-        """About once a second: adapts N to the mean ITL since the last tick. Held with few samples; grown only where
-        there is demand, by a quarter while far from the target; and where the queue waits for an engine that has
-        nothing to do."""
+        """About once a second: adapts N to the mean ITL since the last tick. Held with few samples; grown only
+        where somebody waited for N, by a quarter while far from the target; and where the queue waits for an engine
+        that has nothing to do."""
         running, peak = len(self._running), max(self._peak, len(self._running))
         self._peak = running
-        demand = peak * 2 >= self._sequences
+        was_short, self._was_short = self._was_short, False
         target_ms = None if self.itl_ms is None else TARGET * self.itl_ms
         enough = self._itl_tokens >= SAMPLES_LEAST
         itl_ms = self._itl_sum_ms / self._itl_tokens if self._itl_tokens else 0.0
@@ -157,7 +159,7 @@ class Knee:
             return
         is_idle = queued > 0 and not peak
         may_grow = (enough and (target_ms is None or itl_ms < GROWS_BELOW * target_ms)) or is_idle
-        if may_grow and (demand or is_idle) and now_ms >= self._cool_until_ms:
+        if may_grow and (was_short or is_idle) and now_ms >= self._cool_until_ms:
             far = target_ms is None or itl_ms < 0.5 * target_ms
             grown = self._sequences * (1.25 if far else 1.03) + 1
             self._sequences = min(MOST_SEQUENCES, grown)
