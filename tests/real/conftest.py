@@ -42,11 +42,13 @@ models:
     replicas: [{{url: "{first}"}}, {{url: "{second}"}}]
     price: {{output_usd_per_mtok: 0.35, input_ratio: 0.28, cached_ratio: 0.1}}
 tenants:
-  exact: {{keys: [{{id: exact, sha256: "{exact}"}}]}}
-  cut: {{keys: [{{id: cut, sha256: "{cut}"}}]}}
+  exact: {{class: queued, keys: [{{id: exact, sha256: "{exact}"}}]}}
+  cut: {{class: queued, keys: [{{id: cut, sha256: "{cut}"}}]}}
   plain: {{keys: [{{id: plain, sha256: "{plain}"}}]}}
   hurried: {{keys: [{{id: hurried, sha256: "{hurried}"}}], limits: {{requests_per_minute: 1}}}}
   broke: {{keys: [{{id: broke, sha256: "{broke}"}}], limits: {{budget_usd: 0.000001, budget_period: month}}}}
+classes:
+  queued: {{max_wait_s: 60, slo: {{ttft_p99_ms: 5000, itl_p99_ms: 200}}}}
 """
 TENANTS = ("exact", "cut", "plain", "hurried", "broke")
 
