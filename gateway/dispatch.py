@@ -175,6 +175,10 @@ class Line:
             for knee in self._knees.values():
                 knee.itl_ms = itl_ms
 
+    def relax(self) -> None:
+        """Holds what it held only until the next request says its own target."""
+        self._itl_ms = None
+
     @property
     def knees(self) -> dict[Replica, Knee]:
         """Of the replicas that have been used."""
@@ -316,6 +320,11 @@ class Dispatcher:
         line.hold(slo.itl_p99_ms)
         line.note_attempt(work)
         return Slot(line, work)
+
+    def relax(self) -> None:
+        """Policies have changed: the targets to hold are those of the requests that come from now on."""
+        for line in self._lines.values():
+            line.relax()
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -99,6 +99,7 @@ class Lifecycle:
         """From now on requests are admitted by these policies; those that run keep the ones they were admitted by."""
         if self.policies.ledger != policies.ledger:
             self._labels = Labels(policies.ledger)
+        self.dispatcher.relax()
         self.policies = policies
         self.prices: Mapping[str, Price] = policies.prices
         self._prefixes = {name: self._prefixes.get(name) or PrefixIndex() for name in policies.models}
@@ -139,12 +140,13 @@ class Lifecycle:
                 )
             model = self._permit(identity.tenant, view.model)
             call.model = model.spec.name
+            # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
+            prefixes, price = self._prefixes[model.spec.name], self.prices.get(model.spec.name)
             limits = _context_limits(identity.tenant, model)
             size = estimate(view) if surely_fits(view, limits) else await self._measure(view, body, model, limits)
             async with self._reserve(
-                call, identity.tenant, view=view, model=model, limits=limits, size=size
+                call, identity.tenant, view=view, price=price, limits=limits, size=size
             ) as reservation:
-                prefixes = self._prefixes[model.spec.name]
                 chain = prefix_chain(view.prompt)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
                     exchange = Exchange(
@@ -161,6 +163,7 @@ class Lifecycle:
                             view=view,
                             model=model,
                             size=size,
+                            prefixes=prefixes,
                             chain=chain,
                             is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
                         ),
@@ -220,12 +223,11 @@ class Lifecycle:
         tenant: TenantSpec,
         *,
         view: RequestView,
-        model: ModelFleet,
+        price: Price | None,
         limits: ContextLimits,
         size: PromptSize,
     ) -> Reservation:
         """What to hold: for dollars the most the request can cost, for tokens/min what it will probably use."""
-        price = self.prices.get(model.spec.name)
         tokens = nanousd = input_tokens = output_tokens = most_tokens = 0
         if view.endpoint.computes:
             answers_most = output_most(view, least(view).longest, limits) * view.answers
@@ -264,6 +266,7 @@ class Lifecycle:
         view: RequestView,
         model: ModelFleet,
         size: PromptSize,
+        prefixes: PrefixIndex,
         chain: Sequence[int],
         is_retry: bool,
     ) -> Slot | None:
@@ -271,7 +274,7 @@ class Lifecycle:
         service = self.policies.class_of(tenant)
         if not (service.slo.bounds and view.endpoint.computes):
             return None
-        prefixes, output_tokens = self._prefixes[model.spec.name], 0
+        output_tokens = 0
         owner = prefixes.owner(chain)
         warm_bytes = 0 if owner is None else prefixes.warm_bytes(chain, owner, len(view.prompt))
         if view.endpoint.generates:

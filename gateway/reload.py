@@ -66,6 +66,10 @@ class Reloader:
             self.failed = str(error)
             log.error("the policies have changed and cannot be used; those in force stay:\n%s", error)
             return
+        except Exception as error:
+            self.failed = repr(error)
+            log.exception("the policies cannot be read; those in force stay")
+            return
         self.failed = ""
         if policies.sha256 == self._current.sha256:
             return

@@ -245,8 +245,8 @@ class Policies:
         return LimitsSpec() if spec is None else spec.limits
 
     def class_of(self, tenant: TenantSpec) -> ClassSpec:
-        """The tenant's service class; one with the defaults when it names none."""
-        return self.classes[tenant.class_name] if tenant.class_name is not None else DEFAULT_CLASS
+        """The tenant's service class; one with the defaults when it names none, or one of policies that were before."""
+        return DEFAULT_CLASS if tenant.class_name is None else self.classes.get(tenant.class_name, DEFAULT_CLASS)
 
     @property
     def price_epoch(self) -> str:

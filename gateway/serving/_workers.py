@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from gateway import telemetry
 from gateway.app import Gateway
-from gateway.policy import load
+from gateway.policy import Policies, PolicyError, load
 from gateway.settings import Settings
 from gateway.store import embedded
 
@@ -44,7 +44,7 @@ def serve(policies: Path, *, host: str, port: int, workers: int, settings: Setti
         raise StartError(str(error)) from error
     with listening(host, port) as sock, _store(settings) as redis_url:
         if workers == 1:
-            _work(policies, settings, redis_url, sock)
+            _work(load(policies), policies, settings, redis_url, sock)
         else:
             _supervise(workers, policies, settings, redis_url, sock)
 
@@ -74,10 +74,10 @@ def _store(settings: Settings) -> Iterator[str]:
         yield url
 
 
-def _work(policies: Path, settings: Settings, redis_url: str, sock: socket.socket) -> None:
+def _work(policies: Policies, directory: Path, settings: Settings, redis_url: str, sock: socket.socket) -> None:
     """One worker, in this process."""
     telemetry.configure(settings.log_level)
-    run_worker(Gateway(load(policies), settings, redis_url, directory=policies), sock, settings)
+    run_worker(Gateway(policies, settings, redis_url, directory=directory), sock, settings)
 
 
 def _supervise(count: int, policies: Path, settings: Settings, redis_url: str, sock: socket.socket) -> None:
@@ -88,8 +88,16 @@ def _supervise(count: int, policies: Path, settings: Settings, redis_url: str, s
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir.resolve())
     context = multiprocessing.get_context("spawn")
 
+    good = load(policies)
+
     def start() -> BaseProcess:
-        process = context.Process(target=_work, args=(policies, settings, redis_url, sock))
+        # A worker that dies while the directory is broken comes back with what was good last.
+        nonlocal good
+        try:
+            good = load(policies)
+        except PolicyError as error:
+            log.error("a worker starts with the last good policies; those there now cannot be used:\n%s", error)
+        process = context.Process(target=_work, args=(good, policies, settings, redis_url, sock))
         process.start()
         return process
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,45 @@ def test_sighup_reaches_every_worker(tmp_path: Path) -> None:
             if statuses() == {401}:
                 break
         assert statuses() == {401}
+
+
+def test_a_worker_that_dies_comes_back_though_the_policies_are_broken(tmp_path: Path) -> None:
+    """With those that were good last."""
+    directory, port = tmp_path / "policies", free_port()
+    directory.mkdir()
+    (directory / "policy.yaml").write_text("models: {tiny: {replicas: [{url: 'http://127.0.0.1:9'}]}}")
+    url = f"http://127.0.0.1:{port}"
+    with running(
+        mtok("serve", "--policies", str(directory), "--port", str(port), "--workers", "2"),
+        log=tmp_path / "mtok.log",
+        ready_url=f"{url}/healthz",
+        environment={"MTOK_DATA_DIR": str(tmp_path / "data")},
+        timeout_s=60,
+    ) as gateway:
+        (directory / "policy.yaml").write_text("models: [")
+        children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+        workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200
+    assert "last good policies" in (tmp_path / "mtok.log").read_text()
+
+
+async def test_a_request_of_a_model_that_is_taken_out_meanwhile_is_served(
+    engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was admitted by the policies that had the model: its replicas and price are those."""
+    engine.script = recording("chat").script()
+    served = await start(engine)
+    ledger, lifecycle = served.lifecycle.ledger, served.lifecycle
+    reserve = ledger.reserve
+
+    async def reserved(tenant: Any, ask: Any) -> Any:
+        decision = await reserve(tenant, ask)
+        lifecycle.apply(replace(lifecycle.policies, models={}, tenants={}))
+        return decision
+
+    monkeypatch.setattr(ledger, "reserve", reserved)
+    assert (await served.post()).status == 200
+    assert (await served.event())["cost_nanousd"] > 0
