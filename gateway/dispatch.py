@@ -2,8 +2,9 @@
 
 A request of a class without latency targets is bounded by nothing here. One with targets runs at once while nobody
 waits and a replica has room; else it waits in fair order until its class's `max_wait_s`, or is refused on arrival where
-that would not be enough. What other gateways send to the same replicas is not counted: its effect on the time between
-tokens is, so each gateway's limit gives way, and at worst each adds one second of its own growth.
+that would not be enough. What other workers and gateways send to the same replicas is not counted: W of them may
+together have W times N and P there, from their first requests on, until the time between tokens makes each give way.
+Nothing but an engine's own 503 or 429 bounds resident tokens: a replica's KV capacity is not known here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from gateway.admission import FairQueue, Knee, Predictor, Turned, Work
 from gateway.errors import Refusal, Refused
@@ -35,17 +37,20 @@ class Slot:
         "_deadline",
         "_line",
         "_placed",
+        "_presumed_read",
         "_requeued",
         "_scanner",
         "candidates",
         "choose",
         "replica",
+        "streams",
         "targets",
         "work",
     )
 
-    def __init__(self, line: Line, work: Work) -> None:
+    def __init__(self, line: Line, work: Work, *, streams: bool) -> None:
         self.work = work
+        self.streams = streams
         self.replica: Replica | None = None
         self.targets: Callable[[], Sequence[Replica]] = tuple
         self.choose: Choose = _first
@@ -53,6 +58,7 @@ class Slot:
         self._line = line
         self._placed: asyncio.Future[Replica] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._presumed_read: asyncio.TimerHandle | None = None
         self._scanner: StreamScanner | None = None
         self._requeued = False
 
@@ -104,6 +110,18 @@ class Slot:
         if self.replica is not None:
             self._line.first_token(self, self.replica)
 
+    def presume_read_after(self, wait_ms: int, read: Callable[[str], None]) -> None:
+        """Has `read` called with its id in `wait_ms`, unless it has left its replica by then."""
+        self._presumed_read = asyncio.get_running_loop().call_later(wait_ms / 1000, read, self.work.id)
+
+    def leave(self) -> Replica:
+        """The replica it was at. It is at none now."""
+        replica, self.replica = self.replica, None
+        assert replica is not None
+        if self._presumed_read is not None:
+            self._presumed_read.cancel()
+        return replica
+
     def follow(self, scanner: StreamScanner) -> None:
         """Where the answer's tokens are counted."""
         self._scanner = scanner
@@ -119,9 +137,13 @@ class Slot:
         self._line.left(self, full=full)
 
     def ended(self, usage: Usage | None) -> None:
-        """The engine has ended; what it used corrects the tenant's counter. None: nothing is known."""
+        """The engine has ended; what it used corrects the tenant's counter. None: nothing is known. One that was to
+        wait again, since a replica was full, does not."""
         if self.replica is not None:
             self._line.end(self, usage)
+        elif self._requeued:
+            self._requeued = False
+            self._line.withdraw(self)
 
 
 @dataclass(slots=True)
@@ -219,9 +241,7 @@ class Line:
             self._pump_soon()
 
     def left(self, slot: Slot, *, full: bool) -> None:
-        replica, now_ms = slot.replica, self.now_ms()
-        assert replica is not None
-        slot.replica = None
+        replica, now_ms = slot.leave(), self.now_ms()
         del self._running[slot.work.id]
         knee = self.knee(replica)
         knee.ended(slot.work.id, now_ms)
@@ -236,9 +256,9 @@ class Line:
         self._pump_soon()
 
     def end(self, slot: Slot, usage: Usage | None) -> None:
-        replica, now_ms, work = slot.replica, self.now_ms(), slot.work
-        assert replica is not None
-        slot.replica = None
+        now_ms, work = self.now_ms(), slot.work
+        slot.tell_tokens(now_ms)
+        replica = slot.leave()
         del self._running[work.id]
         self.knee(replica).ended(work.id, now_ms)
         used = usage or Usage()
@@ -294,8 +314,16 @@ class Line:
     def _dispatch(self, slot: Slot) -> Replica:
         replica = slot.replica = slot.choose(slot.candidates)
         self._running[slot.work.id] = slot
-        self.knee(replica).dispatched(slot.work, self.now_ms())
+        knee = self.knee(replica)
+        knee.dispatched(slot.work, self.now_ms())
+        if not slot.streams:
+            slot.presume_read_after(knee.prefill_ms(slot.work.id), partial(self._presume_read, knee))
         return replica
+
+    def _presume_read(self, knee: Knee, work_id: str) -> None:
+        knee.presumed_read(work_id, self.now_ms())
+        if self._waiting:
+            self._pump_soon()
 
 
 class Dispatcher:
@@ -311,15 +339,15 @@ class Dispatcher:
         """By the model's name; those that have been used."""
         return self._lines
 
-    def slot(self, model: ModelFleet, slo: SloSpec, work: Work) -> Slot:
+    def slot(self, model: ModelFleet, slo: SloSpec, work: Work, *, streams: bool) -> Slot:
         """A request's place in its model's line. Of several classes' targets the strictest time between tokens is held:
-        their answers share steps."""
+        their answers share steps. `streams`: the answer's first bytes come with its first token."""
         line = self._lines.get(model.spec.name)
         if line is None:
             line = self._lines[model.spec.name] = Line(model, self.predictor, self._now_ms)
         line.hold(slo.itl_p99_ms)
         line.note_attempt(work)
-        return Slot(line, work)
+        return Slot(line, work, streams=streams)
 
     def relax(self) -> None:
         """Policies have changed: the targets to hold are those of the requests that come from now on."""

@@ -127,7 +127,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
             else:
                 if answer.status not in (429, 503):
                     self.prefixes.note(self.chain, replica.name)
-                    if self.slot is not None:
+                    if self.slot is not None and answer.is_stream:
                         self.slot.first_token()
                     return answer
                 busy = True

@@ -294,7 +294,7 @@ class Lifecycle:
             deadline_ms=call.arrived_ms + int(service.max_wait_s * 1000),
             prefix=chain[0] if chain else 0,
         )
-        return self.dispatcher.slot(model, service.slo, work)
+        return self.dispatcher.slot(model, service.slo, work, streams=view.stream)
 
     async def _refuse(self, call: Call, refusal: Refusal, outgoing: Outgoing) -> None:
         """Records a refusal that took nothing, then answers it."""

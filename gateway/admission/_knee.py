@@ -107,21 +107,37 @@ class Knee:
         running = self._running.get(work_id)
         if running is None or running.first_ms:
             return
-        running.first_ms = running.told_ms = now_ms
-        self._prefilling -= running.work.uncached_tokens
+        self._has_read(running, now_ms)
         tokens = running.work.uncached_tokens
         if tokens >= LEARNS_FROM_TOKENS and now_ms > running.at_ms:
             rate = (tokens + running.ahead_tokens) * 1000 / (now_ms - running.at_ms)
             self._rate += RATE_PART * (rate - self._rate)
 
+    def prefill_ms(self, work_id: str) -> int:
+        """How long its prompt is expected to be read from its dispatch on, after those that were on the way there."""
+        running = self._running[work_id]
+        return int((running.ahead_tokens + running.work.uncached_tokens) * 1000 / self._rate)
+
+    def presumed_read(self, work_id: str, now_ms: int) -> None:
+        """Its prompt should have been read by now. For answers that come whole, whose first bytes come at their end:
+        nothing is learnt."""
+        running = self._running.get(work_id)
+        if running is not None and not running.first_ms:
+            self._has_read(running, now_ms)
+
+    def _has_read(self, running: _Running, now_ms: int) -> None:
+        running.first_ms = running.told_ms = now_ms
+        running.told = 1
+        self._prefilling -= running.work.uncached_tokens
+
     def tokens(self, work_id: str, count: int, now_ms: int) -> None:
-        """Its answer has `count` tokens by now. Called now and then: the mean time between tokens is what counts."""
+        """Its answer has `count` tokens by now. Called now and then, and at its end: the mean time between tokens is
+        what counts, from the first one on."""
         running = self._running.get(work_id)
         if running is None or not running.first_ms or count <= running.told:
             return
-        if running.told:
-            self._itl_sum_ms += now_ms - running.told_ms
-            self._itl_tokens += count - running.told
+        self._itl_sum_ms += now_ms - running.told_ms
+        self._itl_tokens += count - running.told
         running.told, running.told_ms = count, now_ms
 
     def ended(self, work_id: str, now_ms: int) -> None:

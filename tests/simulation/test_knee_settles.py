@@ -105,4 +105,4 @@ def test_an_engine_that_is_slow_whatever_runs_is_not_given_more() -> None:
     replica = Replica(200.0, 0.01, 0)
     limits = [replica.second()[0] for _ in range(500)]
     assert limits[-1] == 4
-    assert max(limits) == limits[0] == 64
+    assert max(limits) == limits[0] < 64

@@ -186,3 +186,68 @@ async def test_metrics_tell_who_waits_and_what_a_replica_may_have(engine: Engine
     assert 'mtok_queue_wait_seconds_count{model="tiny"} 2.0' in after
     assert 'mtok_client_attempts_total{attempt="first",model="tiny"} 2.0' in after
     assert 'mtok_client_attempts_total{attempt="retry",model="tiny"} 1.0' in after
+
+
+async def test_prompts_of_answers_that_come_whole_do_not_hold_each_other_up(
+    engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together they are more than the replica may read at once, but it has read them long before it answers."""
+    monkeypatch.setattr(knee, "FIRST_SEQUENCES", 64)
+    gate = Gate()
+    engine.script, engine.context_tokens = gate.script, 100_000
+    served = await start(engine, service=PATIENT)
+    long = {**ASKED, "messages": [{"role": "user", "content": "word " * 3000}]}
+    answers = [asyncio.create_task(served.post(long)) for _ in range(4)]
+    await eventually(lambda: len(engine.received) == 4)
+    gate.open.set()
+    assert [answer.status for answer in await asyncio.gather(*answers)] == [200] * 4
+    assert line(served).knee(served.replica(engine)).limits.prefill_tokens == 5000
+
+
+async def test_an_engine_that_is_full_gets_nothing_of_a_client_that_has_left_meanwhile(
+    engine: Engine, start: Start
+) -> None:
+    """Its answer would have been finished; it has not begun, so it never is."""
+    gate = asyncio.Event()
+
+    async def full(talk: Conversation, request: Received) -> None:
+        await gate.wait()
+        await as_json({"error": {"message": "queue is full"}}, status=503)(talk, request)
+
+    engine.scripts.append(full)
+    engine.script = recording("chat").script()
+    served = await start(engine, service=PATIENT, on_disconnect="finish")
+    async with served.connect() as client:
+        client.post(CHAT, ASKED, key=served.key)
+        await eventually(lambda: engine.received)
+        (watch,) = served.lifecycle._running
+    await eventually(lambda: watch.gone)
+    gate.set()
+    assert (await served.event())["status"] == "client_gone"
+    assert len(line(served).queue) == 0
+    assert (await served.post()).status == 200
+    assert len(engine.received) == 2
+    assert line(served).knee(served.replica(engine)).load.sequences == 0
+
+
+async def test_a_request_that_no_replica_is_left_for_waits_for_none(engine: Engine, start: Start) -> None:
+    """Its only replica says that it is full, and is not healthy any more."""
+    gate = asyncio.Event()
+
+    async def full(talk: Conversation, request: Received) -> None:
+        await gate.wait()
+        await as_json({"error": {"message": "queue is full"}}, status=503)(talk, request)
+
+    engine.scripts.append(full)
+    engine.script = recording("chat").script()
+    served = await start(engine, service=PATIENT)
+    answer = asyncio.create_task(served.post())
+    await eventually(lambda: engine.received)
+    served.replica(engine).healthy = False
+    gate.set()
+    assert (await answer).status == 503
+    assert len(line(served).queue) == 0
+    served.replica(engine).healthy = True
+    assert (await served.post()).status == 200
+    assert len(engine.received) == 2
+    assert line(served).knee(served.replica(engine)).load.sequences == 0

@@ -151,3 +151,35 @@ def test_what_ends_leaves_nothing_behind() -> None:
     for name in ("a", "b", "a", "unknown"):
         knee.ended(name, 30)
     assert (knee.load.sequences, knee.load.prefill_tokens, knee.load.kv_tokens) == (0, 0, 0)
+
+
+def test_answers_shorter_than_a_second_are_learnt_from() -> None:
+    """They begin and end between two ticks, and are told of at their end."""
+    knee = Knee(itl_ms=80)
+    fill(knee, 64)
+    for i in range(64):
+        knee.tokens(f"w{i}", 51, 500)
+        knee.ended(f"w{i}", 500)
+    knee.tick(0, queued=1)
+    assert knee.limits.sequences == 64  # nobody has waited for N
+    fill(knee, 64)
+    assert not knee.fits(work("next"), below_share=False)
+    for i in range(64):
+        knee.tokens(f"w{i}", 51, 500)
+    knee.tick(1000, queued=1)
+    assert knee.limits.sequences == 81
+
+
+def test_a_prompt_presumed_to_have_been_read_makes_room_and_teaches_nothing() -> None:
+    knee = Knee(itl_ms=80)
+    first, second = work("first", input_tokens=4000), work("second", input_tokens=2000)
+    knee.dispatched(first, 0)
+    assert not knee.fits(second, below_share=False)
+    assert knee.prefill_ms("first") == 200  # at 20,000 tokens a second
+    knee.presumed_read("first", 200)
+    assert knee.fits(second, below_share=False)
+    assert knee.load.prefill_tokens == 0
+    knee.first_token("first", 30_000)
+    knee.ended("first", 30_000)
+    assert knee.limits.prefill_tokens == 5000
+    assert knee.load.prefill_tokens == 0
