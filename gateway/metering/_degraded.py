@@ -7,9 +7,6 @@ from collections.abc import Callable
 from gateway.admission import Allowance, Ask, Denial, Grant, Lease, Standing, period_at
 from gateway.policy import TenantSpec
 
-LOCAL = "local|"
-"""How the member of a lease begins that Redis knows nothing of."""
-
 
 class Degraded:
     """One worker's own grants. An outage's allowances last until Redis has answered again."""
@@ -41,7 +38,7 @@ class Degraded:
         if not allowance.take(ask, now_ms):
             return None
         self._granted += 1
-        member = f"{LOCAL}{ask.lease_id}|{self._granted}"
+        member = f"{ask.lease_id}|local.{self._granted}"
         self._holding[member] = allowance
         limits = tenant.limits
         period = period_at(limits.budget_period, now_ms // 1000, limits.time_zone).name

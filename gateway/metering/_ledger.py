@@ -31,7 +31,7 @@ from gateway.store import EXACT_MAX, Coalescer, StoreUnavailable, end_tasks, loa
 
 from ._account import TenantAccount
 from ._books import Books
-from ._degraded import LOCAL, Degraded
+from ._degraded import Degraded
 from ._event import UsageEvent
 from ._journal import JournalUnavailable
 from ._open import OpenRequests, Snapshot
@@ -289,8 +289,8 @@ class Ledger:
 
     def _holds(self, lease: Lease) -> bool:
         """Whether this worker holds the lease and has not settled it yet; from now on it has."""
-        if lease.member.startswith(LOCAL):
-            return self._degraded is not None and self._degraded.ended(lease)
+        if self._degraded is not None and self._degraded.ended(lease):
+            return True
         return self._account(lease.tenant).settles(lease)
 
     def _unbooked(self) -> int:

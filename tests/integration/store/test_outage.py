@@ -357,3 +357,15 @@ async def test_nobody_hangs_on_a_silent_redis_while_the_share_lasts(
             assert isinstance(await ledger.reserve(acme, Ask(f"r{i}", 0, 0)), Grant)
         assert time.monotonic() - before_s < 0.5
         between.stall = False
+
+
+async def test_a_request_is_booked_whatever_its_client_calls_it(redis: Redis, tmp_path: Path) -> None:
+    """A request id is the client's own: none of them is taken for a lease of another kind."""
+    async with Ledger(redis, tmp_path / "journal", now_ms=ManualClock()) as ledger:
+        grant = await admitted(ledger, "local")
+        done = event("local", output_tokens=3, cost_nanousd=7)
+        await ledger.settle(done, grant.lease)
+        await booked(ledger)
+    assert await stream(redis) == [done]
+    assert await money(redis) == (7, 0)
+    assert await leases(redis) == 0
