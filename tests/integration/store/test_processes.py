@@ -23,11 +23,11 @@ async def main():
         acme = tenant(concurrent=40, budget_usd="1")
         print("ready", flush=True)
         sys.stdin.readline()
-        spent = rounds = 0
-        while rounds < 30:
-            rounds += 1
-            asks = [ledger.reserve(acme, Ask("r", 0, 10_000_000)) for _ in range(20)]
-            grants = [decision for decision in await asyncio.gather(*asks) if isinstance(decision, Grant)]
+        spent, spends = 0, True
+        while spends:
+            decisions = await asyncio.gather(*(ledger.reserve(acme, Ask("r", 0, 10_000_000)) for _ in range(20)))
+            grants = [decision for decision in decisions if isinstance(decision, Grant)]
+            spends = all(isinstance(decision, Grant) or decision.retry_after_ms is not None for decision in decisions)
             await asyncio.gather(*(ledger.settle(event("r", cost_nanousd=4_000_000), grant.lease) for grant in grants))
             spent += len(grants)
             assert await ledger.shipped(10)
