@@ -194,7 +194,6 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatc
     metrics.replayed.set(booked.replayed)
     metrics.given_up.set(booked.given_up)
     metrics.journal_failing.set(bool(booked.journal_failure))
-
     for model, line in dispatcher.lines.items():
         metrics.queue_length.labels(model).set(len(line.queue))
         counts = line.counts()

@@ -34,7 +34,6 @@ class Slot:
     """
 
     __slots__ = (
-        "_deadline",
         "_line",
         "_placed",
         "_presumed_read",
@@ -57,7 +56,6 @@ class Slot:
         self.candidates: list[Replica] = []
         self._line = line
         self._placed: asyncio.Future[Replica] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
         self._presumed_read: asyncio.TimerHandle | None = None
         self._scanner: StreamScanner | None = None
         self._requeued = False
@@ -77,21 +75,19 @@ class Slot:
         self._requeued = False
         placed: asyncio.Future[Replica] = loop.create_future()
         self._placed = placed
-        now_ms = line.now_ms()
-        self._deadline = loop.call_later(max(0, self.work.deadline_ms + 1 - now_ms) / 1000, line.expire)
+        deadline = loop.call_later(max(0, self.work.deadline_ms + 1 - line.now_ms()) / 1000, line.expire)
         try:
             return await placed
         finally:
             self._placed = None
-            self._deadline.cancel()
+            deadline.cancel()
             if self.replica is None:
                 line.withdraw(self)
             elif placed.cancelled() or placed.exception() is not None:
                 self.ended(None)
 
     def placed(self, replica: Replica) -> None:
-        """It may run there."""
-        self.replica = replica
+        """It may run there, and has been debited."""
         if self._placed is not None and not self._placed.done():
             self._placed.set_result(replica)
 

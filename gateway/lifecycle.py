@@ -234,10 +234,11 @@ class Lifecycle:
             tokens = _likely_tokens(view, size, answers_most, tenant.limits.tokens_per_minute)
             input_tokens = size.total
             output_tokens = _likely_output(view, tokens - input_tokens, tenant.limits.output_tokens_per_minute)
-            most_tokens = prompt_most(view, size, limits) + answers_most
+            input_most = prompt_most(view, size, limits)
+            most_tokens = input_most + answers_most
             if price is not None and tenant.has_budget(call.key):
                 # An absurd `n` multiplies to more than the ledger's numbers hold; no budget holds that much either.
-                nanousd = min(EXACT_MAX, price.ceiling_nanousd(prompt_most(view, size, limits), answers_most))
+                nanousd = min(EXACT_MAX, price.ceiling_nanousd(input_most, answers_most))
         ask = Ask(
             lease_id=call.id,
             tokens=tokens,

@@ -8,6 +8,7 @@ twice in a row: an editor that is still writing is not half heard.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +45,9 @@ class Reloader:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._look_s):
                     await self._asked.wait()
-            except TimeoutError:
-                pass
             asked = self._asked.is_set()
             self._asked.clear()
             await self.look(asked=asked)

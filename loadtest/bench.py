@@ -149,12 +149,16 @@ def engines(bench: Path, logs: Path, delay_s: float = 0.0) -> Iterator[list[str]
         yield urls
 
 
+def relaying(urls: Sequence[str], key: str) -> str:
+    """Policies with one tenant, far from its limits."""
+    return _POLICIES.format(first=urls[0], second=urls[1], sha256=hash_key(key))
+
+
 @contextlib.contextmanager
-def gateway(directory: Path, urls: Sequence[str], key: str, *, own_valkey: bool) -> Iterator[Subject]:
-    """One worker of Mtok on core 0, its Valkey on core 1 or, with `own_valkey`, its own child."""
+def gateway(directory: Path, document: str, *, own_valkey: bool = False) -> Iterator[Subject]:
+    """One worker of Mtok on core 0 under these policies, its Valkey on core 1 or, with `own_valkey`, its own child."""
     policies = directory / "policies"
     policies.mkdir(parents=True)
-    document = _POLICIES.format(first=urls[0], second=urls[1], sha256=hash_key(key))
     (policies / "bench.yaml").write_text(document)
     port = free_port()
     with ExitStack() as stack:
@@ -277,7 +281,7 @@ def weigh(bench: Path, directory: Path, key: str, count: int) -> Memory:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with (
         engines(bench, directory, SLOW_CHUNK_S) as urls,
-        gateway(directory / "weighed", urls, key, own_valkey=False) as worker,
+        gateway(directory / "weighed", relaying(urls, key)) as worker,
     ):
         return asyncio.run(open_streams(worker, key, count))
 
@@ -368,7 +372,9 @@ def main() -> int:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtok-bench-")))
             trouble = [] if options.no_peers else [install_peers(bench)]
             urls = stack.enter_context(engines(bench, directory))
-            subjects = [stack.enter_context(gateway(directory / "mtok", urls, key, own_valkey=options.embedded))]
+            subjects = [
+                stack.enter_context(gateway(directory / "mtok", relaying(urls, key), own_valkey=options.embedded))
+            ]
             for name in () if options.no_peers or any(trouble) else PEERS:
                 try:
                     subjects.append(stack.enter_context(peer(name, bench, urls, directory)))

@@ -23,10 +23,8 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gateway.store import embedded
 from gateway.tenants import hash_key, new_key
-from loadtest.bench import OURS_CORE, Subject, bench_directory, check_machine, engines, measure, on_core
-from loadtest.processes import free_port, mtok, running
+from loadtest.bench import Subject, bench_directory, check_machine, engines, gateway, measure
 
 GOAL_CPU_US = 60
 PAUSE_S = 0.1
@@ -87,25 +85,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         directory = Path(place)
         urls = stack.enter_context(engines(bench, directory))
-        policies = directory / "policies"
-        policies.mkdir()
         document = _POLICIES.format(url=urls[0], flood=hash_key(flood), other=hash_key(other))
-        (policies / "refusals.yaml").write_text(document)
-        port = free_port()
-        valkey_url = stack.enter_context(embedded(directory / "valkey"))
-        process = stack.enter_context(
-            running(
-                on_core(OURS_CORE, mtok("serve", "--policies", str(policies), "--port", str(port))),
-                log=directory / "mtok.log",
-                ready_url=f"http://127.0.0.1:{port}/readyz",
-                environment={
-                    "MTOK_REDIS_URL": valkey_url,
-                    "MTOK_DATA_DIR": str(directory / "data"),
-                    "MTOK_LOG": "warning",
-                },
-            )
-        )
-        worker = Subject("mtok", port, process.pid)
+        worker = stack.enter_context(gateway(directory / "mtok", document))
         print(asyncio.run(run(bench, worker, flood, other, seconds)))
     return 0
 

@@ -14,7 +14,8 @@ LEAST_SEQUENCES = 4
 MOST_SEQUENCES = 4096
 DEFAULT_PREFILL_TOKENS_PER_S = 20_000.0
 PREFILL_WINDOW_S = 0.25
-"""P is what the replica prefills in a quarter second (measured best of the bounds tried: admission.md 2.7)."""
+"""P is what the replica prefills in that time. The product is vLLM's own rule for `--max-num-queued-tokens` (its PR
+#49445: target TTFT x prefill rate); a quarter second is what did best in a simulation of its step loop."""
 LEAST_PREFILL_TOKENS = 1024
 KV_SHARE = 0.95
 TARGET = 0.8

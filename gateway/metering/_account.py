@@ -96,12 +96,11 @@ class TenantAccount:
         self._compiled: AccountLimits | None = None
         self._period = Period("", 0, 0)
         self._until_s = 0
-        self._windows: list[tuple[str, ...]] = []
         self._asked_of: AccountLimits | None = None
         self._asked = 0
         self._waiting: list[_Waiting] = []
         self._aboard: list[_Waiting] = []
-        self._members: list[str] = []
+        self._members: list[tuple[str, tuple[str, ...]]] = []
         self._held: dict[str, _Stage] = {}
         self._renewals: list[str] = []
         self._releases: list[Release] = []
@@ -215,19 +214,19 @@ class TenantAccount:
             windows = (*compiled.windows, *(window for of_key in of_keys.values() for window in of_key))
             compiled = msgspec.structs.replace(compiled, windows=windows)
         self._asked_of = compiled
-        self._windows = []
         asks: list[str | int] = []
         members = self._members = []
+        has_more = compiled.has_more
         for ask, _, _, _ in waiting:
-            windows_of = tuple(
-                dict.fromkeys(window.period for window in compiled.windows if window.key in ("", ask.key))
-            )
-            self._windows.append(windows_of)
             self._asked += 1
+            windows_of: tuple[str, ...] = ()
             member = f"{ask.lease_id}|{self._worker}.{self._asked}|{ask.nanousd}|{compiled.period}"
-            if compiled.has_more:
+            if has_more:
+                windows_of = tuple(
+                    dict.fromkeys(window.period for window in compiled.windows if window.key in ("", ask.key))
+                )
                 member = f"{member}|{ask.most_tokens}|{','.join(windows_of)}"
-            members.append(member)
+            members.append((member, windows_of))
             asks += (member, ask.tokens, ask.nanousd, ask.input_tokens, ask.output_tokens, ask.most_tokens, ask.key)
         return account_call(
             self._keys,
@@ -248,8 +247,8 @@ class TenantAccount:
         aboard, self._aboard = self._aboard, []
         self._releasing = []
         self._away_ms = 0
-        for (ask, _, _, decided), member, windows, verdict in zip(
-            aboard, self._members, self._windows, answer.verdicts, strict=True
+        for (ask, _, _, decided), (member, windows), verdict in zip(
+            aboard, self._members, answer.verdicts, strict=True
         ):
             decision = self._decision(ask, member, windows, verdict, answer.now_ms)
             if not decided.done():

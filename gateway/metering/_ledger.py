@@ -175,14 +175,12 @@ class Ledger:
         if account.waiting >= self._settings.waiting_max:
             raise StoreUnavailable(f"{account.waiting} requests of {tenant.name} already wait for Redis")
         if max(ask.tokens, ask.input_tokens, ask.output_tokens, ask.most_tokens) > ASK_TOKENS_MAX:
-            ask = Ask(
-                ask.lease_id,
-                min(ask.tokens, ASK_TOKENS_MAX),
-                ask.nanousd,
-                min(ask.input_tokens, ASK_TOKENS_MAX),
-                min(ask.output_tokens, ASK_TOKENS_MAX),
-                min(ask.most_tokens, ASK_TOKENS_MAX),
-                ask.key,
+            ask = msgspec.structs.replace(
+                ask,
+                tokens=min(ask.tokens, ASK_TOKENS_MAX),
+                input_tokens=min(ask.input_tokens, ASK_TOKENS_MAX),
+                output_tokens=min(ask.output_tokens, ASK_TOKENS_MAX),
+                most_tokens=min(ask.most_tokens, ASK_TOKENS_MAX),
             )
         decided = account.ask(tenant.limits, ask, tenant.limits_of_key(ask.key))
         try:

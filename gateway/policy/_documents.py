@@ -76,12 +76,7 @@ class KeyLimitsSpec:
     @property
     def budgets(self) -> dict[str, Decimal]:
         """All budgets in dollars, by the name of their field."""
-        named = {
-            "usd_per_hour": self.usd_per_hour,
-            "usd_per_day": self.usd_per_day,
-            "usd_per_month": self.usd_per_month,
-        }
-        return {name: usd for name, usd in named.items() if usd is not None}
+        return _set_of(self, "usd_per_hour", "usd_per_day", "usd_per_month")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +111,11 @@ class LimitsSpec:
     @property
     def budgets(self) -> dict[str, Decimal]:
         """All budgets in dollars, by the name of their field."""
-        named = {
-            "budget_usd": self.budget_usd,
-            "usd_per_hour": self.usd_per_hour,
-            "usd_per_day": self.usd_per_day,
-            "usd_per_month": self.usd_per_month,
-        }
-        return {name: usd for name, usd in named.items() if usd is not None}
+        return _set_of(self, "budget_usd", "usd_per_hour", "usd_per_day", "usd_per_month")
+
+
+def _set_of(limits: KeyLimitsSpec | LimitsSpec, *names: str) -> dict[str, Decimal]:
+    return {name: usd for name in names if (usd := getattr(limits, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +130,11 @@ class TenantSpec:
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     time_zone: str = "UTC"
     _key_limits: dict[str, KeyLimitsSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _is_budgeted: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         self._key_limits.update({key.id: key.limits for key in self.keys if key.limits is not None})
+        object.__setattr__(self, "_is_budgeted", bool(self.limits.budgets))
         if self.time_zone != self.limits.time_zone:
             object.__setattr__(self, "limits", replace(self.limits, time_zone=self.time_zone))
 
@@ -150,7 +145,7 @@ class TenantSpec:
     def has_budget(self, key: str) -> bool:
         """Whether a request with this key is paid from any budget, so that its dollars have to be reserved."""
         of_key = self.limits_of_key(key)
-        return bool(self.limits.budgets) or (of_key is not None and bool(of_key.budgets))
+        return self._is_budgeted or (of_key is not None and bool(of_key.budgets))
 
     def may_use(self, model: ModelSpec) -> bool:
         """Whether this tenant's requests for the model are served."""

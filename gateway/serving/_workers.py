@@ -37,16 +37,16 @@ class StartError(Exception):
 def serve(policies: Path, *, host: str, port: int, workers: int, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT. Raises `PolicyError` and `StartError` before anything has been started."""
     telemetry.configure(settings.log_level)
-    load(policies)
+    loaded = load(policies)
     try:
         telemetry.Tracing.from_environment().close()
     except telemetry.TracingError as error:
         raise StartError(str(error)) from error
     with listening(host, port) as sock, _store(settings) as redis_url:
         if workers == 1:
-            _work(load(policies), policies, settings, redis_url, sock)
+            _work(loaded, policies, settings, redis_url, sock)
         else:
-            _supervise(workers, policies, settings, redis_url, sock)
+            _supervise(workers, loaded, policies, settings=settings, redis_url=redis_url, sock=sock)
 
 
 @contextlib.contextmanager
@@ -80,7 +80,9 @@ def _work(policies: Policies, directory: Path, settings: Settings, redis_url: st
     run_worker(Gateway(policies, settings, redis_url, directory=directory), sock, settings)
 
 
-def _supervise(count: int, policies: Path, settings: Settings, redis_url: str, sock: socket.socket) -> None:
+def _supervise(
+    count: int, policies: Policies, directory: Path, *, settings: Settings, redis_url: str, sock: socket.socket
+) -> None:
     """Keeps `count` workers running until told to stop, then lets them drain."""
     # Workers write their metrics to files that any of them can add up; prometheus_client reads this at import.
     metrics_dir = settings.data_dir / "metrics" / str(os.getpid())
@@ -88,18 +90,19 @@ def _supervise(count: int, policies: Path, settings: Settings, redis_url: str, s
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir.resolve())
     context = multiprocessing.get_context("spawn")
 
-    good = load(policies)
-
     def start() -> BaseProcess:
-        # A worker that dies while the directory is broken comes back with what was good last.
-        nonlocal good
-        try:
-            good = load(policies)
-        except PolicyError as error:
-            log.error("a worker starts with the last good policies; those there now cannot be used:\n%s", error)
-        process = context.Process(target=_work, args=(good, policies, settings, redis_url, sock))
+        process = context.Process(target=_work, args=(policies, directory, settings, redis_url, sock))
         process.start()
         return process
+
+    def start_again() -> BaseProcess:
+        """With the policies that are there now, or with those that were good last."""
+        nonlocal policies
+        try:
+            policies = load(directory)
+        except PolicyError as error:
+            log.error("a worker starts with the last good policies; those there now cannot be used:\n%s", error)
+        return start()
 
     stopping = False
 
@@ -128,7 +131,7 @@ def _supervise(count: int, policies: Path, settings: Settings, redis_url: str, s
                     log.error("worker %s died with status %s; starting another", process.pid, process.exitcode)
                     mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
                     time.sleep(RESTART_PAUSE_S)
-                    processes[position] = start()
+                    processes[position] = start_again()
         for process in processes:
             process.join()
     finally:

@@ -61,17 +61,18 @@ async def read_limits(redis: Redis, keys: TenantKeys, limits: LimitsSpec, now_s:
         buckets, running, money, *used = await pipeline.execute()
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis did not answer: {error}") from error
-    requests, tokens, input_tokens, output_tokens, held = cast(list[bytes | None], buckets)
+    *levels, held = cast(list[bytes | None], buckets)
     spent, reserved = (int(amount or 0) for amount in cast(list[bytes | None], money))
     left: Limits = {}
-    if limits.requests_per_minute is not None:
-        left["requests_per_minute"] = _bucket_left(limits.requests_per_minute, requests, now_s)
-    if limits.tokens_per_minute is not None:
-        left["tokens_per_minute"] = _bucket_left(limits.tokens_per_minute, tokens, now_s)
-    if limits.input_tokens_per_minute is not None:
-        left["input_tokens_per_minute"] = _bucket_left(limits.input_tokens_per_minute, input_tokens, now_s)
-    if limits.output_tokens_per_minute is not None:
-        left["output_tokens_per_minute"] = _bucket_left(limits.output_tokens_per_minute, output_tokens, now_s)
+    per_minute = {
+        "requests_per_minute": limits.requests_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
+        "input_tokens_per_minute": limits.input_tokens_per_minute,
+        "output_tokens_per_minute": limits.output_tokens_per_minute,
+    }
+    for (name, limit), stored in zip(per_minute.items(), levels, strict=True):
+        if limit is not None:
+            left[name] = _bucket_left(limit, stored, now_s)
     if limits.concurrent_tokens is not None:
         remaining = max(0, limits.concurrent_tokens - int(held or 0))
         left["concurrent_tokens"] = LimitLeft(limit=limits.concurrent_tokens, remaining=remaining, resets_at=None)

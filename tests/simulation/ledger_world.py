@@ -79,8 +79,8 @@ class Redis:
             _, _, nanousd, of = member.split("|")
             model.renew(member, Lease(0, int(nanousd), of))
         for i in range(0, len(releases), 5):
-            if model.leases.pop(releases[i], None) is not None:
-                model.give_back("requests", 1, releases[i + 2])
+            if (held := model.leases.get(releases[i])) is not None:
+                model.settle(releases[i], held, Amounts(releases[i + 1], 0), (0, 0), releases[i + 2], 0, True)
         last = self.last.get(producer, 0)
         if booking:
             first, skips, _, _, _, settlements, _ = booking

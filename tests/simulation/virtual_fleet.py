@@ -132,26 +132,13 @@ class VirtualFleet(VirtualReplica):
         self.knee.tick(int(now * 1000), queued=len(self._queue))
         self.limits.append(self.knee.limits.sequences)
 
-    def run(self, until: float = float("inf")) -> None:
-        """Let time pass; what waits is tried after each step."""
-        while self.now < until:
-            step = self.core.start(self.now)
-            if step is None:
-                if not self._agenda:
-                    return
-                self._act_until(min(self._agenda[0][0], until))
-                self._dispatch(self.now)
-                continue
-            self._act_until(step.end_s)
-            result = self.core.finish(step)
-            for request in result.firsts + result.decoded:
-                stream = self._by_id[request.id]
-                stream.token_s.append(self.now)
-                if self.knee is not None and len(stream.token_s) == 1:
-                    self.knee.first_token(stream.id, int(self.now * 1000))
-                if stream.done and stream.on_end:
-                    stream.on_end(stream, self.now)
-            self._dispatch(self.now)
+    def _first(self, stream: Stream) -> None:
+        if self.knee is not None:
+            self.knee.first_token(stream.id, int(self.now * 1000))
+
+    def _settled(self) -> None:
+        """What waits is tried after each step."""
+        self._dispatch(self.now)
 
     def good_per_s(self, since: float, until: float) -> float:
         """Answers within both SLOs, of those that arrived in [since, until)."""

@@ -108,6 +108,7 @@ class VirtualReplica:
                 if not self._agenda:
                     return
                 self._act_until(min(self._agenda[0][0], until))
+                self._settled()
                 continue
             self._act_until(step.end_s)
             result = self.core.finish(step)
@@ -115,8 +116,17 @@ class VirtualReplica:
                 stream = self._by_id[request.id]
                 stream.token_s.append(self.now)
                 stream.cached_tokens = request.cached_tokens
+                if len(stream.token_s) == 1:
+                    self._first(stream)
                 if stream.done and stream.on_end:
                     stream.on_end(stream, self.now)
+            self._settled()
+
+    def _first(self, stream: Stream) -> None:
+        """Its first token has come."""
+
+    def _settled(self) -> None:
+        """A step has ended, or time has passed without one."""
 
     def closed_loop(self, streams: int, prompt: int, output: int, until: float) -> None:
         """That many clients, each sending its next request when the last one has been answered."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,22 +113,30 @@ async def test_replicas_come_and_go_and_what_runs_ends(
     assert len(engine.received) == before
 
 
+@contextmanager
+def two_workers(place: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`mtok serve` with the policies of `place`: the parent process, and where it serves."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running(
+        mtok("serve", "--policies", str(place / "policies"), "--port", str(port), "--workers", "2"),
+        log=place / "mtok.log",
+        ready_url=f"{url}/healthz",
+        environment={"MTOK_DATA_DIR": str(place / "data")},
+        timeout_s=60,
+    ) as gateway:
+        yield gateway, url
+
+
 def test_sighup_reaches_every_worker(tmp_path: Path) -> None:
     """Two workers; after the parent's SIGHUP a key that was taken out is known to neither."""
-    directory, port = tmp_path / "policies", free_port()
+    directory = tmp_path / "policies"
     directory.mkdir()
     key = key_of("acme")
     tenant = {"keys": [{"id": "acme", "sha256": hash_key(key)}]}
     document = {"models": {"tiny": {"replicas": [{"url": "http://127.0.0.1:9"}]}}, "tenants": {"acme": tenant}}
     (directory / "policy.yaml").write_text(yaml.safe_dump(document))
-    url = f"http://127.0.0.1:{port}"
-    with running(
-        mtok("serve", "--policies", str(directory), "--port", str(port), "--workers", "2"),
-        log=tmp_path / "mtok.log",
-        ready_url=f"{url}/healthz",
-        environment={"MTOK_DATA_DIR": str(tmp_path / "data")},
-        timeout_s=60,
-    ) as gateway:
+    with two_workers(tmp_path) as (gateway, url):
 
         def statuses() -> set[int]:
             headers = {"authorization": f"Bearer {key}"}
@@ -143,17 +154,10 @@ def test_sighup_reaches_every_worker(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_comes_back_though_the_policies_are_broken(tmp_path: Path) -> None:
     """With those that were good last."""
-    directory, port = tmp_path / "policies", free_port()
+    directory = tmp_path / "policies"
     directory.mkdir()
     (directory / "policy.yaml").write_text("models: {tiny: {replicas: [{url: 'http://127.0.0.1:9'}]}}")
-    url = f"http://127.0.0.1:{port}"
-    with running(
-        mtok("serve", "--policies", str(directory), "--port", str(port), "--workers", "2"),
-        log=tmp_path / "mtok.log",
-        ready_url=f"{url}/healthz",
-        environment={"MTOK_DATA_DIR": str(tmp_path / "data")},
-        timeout_s=60,
-    ) as gateway:
+    with two_workers(tmp_path) as (gateway, url):
         (directory / "policy.yaml").write_text("models: [")
         children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
         workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]

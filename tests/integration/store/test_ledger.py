@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 from redis.asyncio import Redis
 
 from gateway.admission import Ask, Denial, Grant
@@ -15,17 +13,6 @@ from gateway.policy import TenantSpec
 from gateway.store import TenantKeys, client
 
 from .ledgers import T0_MS, ManualClock, PatientLedger, event, leases, money, stream, tenant
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def ledger(redis: Redis, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
-    async with PatientLedger(redis, tmp_path, now_ms=clock) as ledger:
-        yield ledger
 
 
 def summed(metric: str, status: str = "ok") -> bytes:

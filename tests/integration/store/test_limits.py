@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -48,17 +47,6 @@ HELD = ("concurrent_requests", "concurrent_tokens")
 
 def acme(limits: LimitsSpec) -> TenantSpec:
     return TenantSpec(name="acme", limits=limits)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def ledger(redis: Redis, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
-    async with PatientLedger(redis, tmp_path, now_ms=clock) as ledger:
-        yield ledger
 
 
 async def denied(ledger: Ledger, limits: LimitsSpec, ask: Ask = ASK) -> Denial:
