@@ -55,6 +55,7 @@ class Gateway:
         self._directory = directory
         self._settings = settings
         self._redis_url = redis_url
+        self._draining = False
         self._lifecycle: Lifecycle | None = None
         self._relayed: dict[str, Relayed] = {}
         self._pages = Router([], redirect_slashes=False, default=unknown, lifespan=self._lifespan)
@@ -71,10 +72,11 @@ class Gateway:
     @property
     def draining(self) -> bool:
         """Whether the gateway has been told to stop."""
-        return self._lifecycle is not None and self._lifecycle.draining
+        return self._draining
 
     def drain(self) -> None:
-        """From now on no request is admitted; what runs may finish."""
+        """From now on no request is admitted, not even by a gateway that still starts; what runs may finish."""
+        self._draining = True
         if self._lifecycle is not None:
             self._lifecycle.draining = True
 
@@ -144,6 +146,7 @@ class Gateway:
                 clock=clock,
                 settings=settings,
             )
+            lifecycle.draining = self._draining
             metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher))
             pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -109,30 +109,38 @@ def _supervise(
     def stop(signum: int, frame: object) -> None:
         nonlocal stopping
         stopping = True
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGTERM)
-
-    processes = [start() for _ in range(count)]
+        _tell(signal.SIGTERM, processes)
 
     def reload(signum: int, frame: object) -> None:
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGHUP)
+        _tell(signal.SIGHUP, processes)
 
+    def is_stopping() -> bool:
+        return stopping
+
+    processes = [start() for _ in range(count)]
     signal.signal(signal.SIGHUP, reload)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
-        while not stopping:
+        while not is_stopping():
             wait([process.sentinel for process in processes], timeout=1.0)
             for position, process in enumerate(processes):
-                if not stopping and not process.is_alive():
+                if not is_stopping() and not process.is_alive():
                     log.error("worker %s died with status %s; starting another", process.pid, process.exitcode)
                     mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
                     time.sleep(RESTART_PAUSE_S)
+                    if is_stopping():
+                        break
                     processes[position] = start_again()
+                    if is_stopping():  # told while it was not among them
+                        _tell(signal.SIGTERM, processes[position : position + 1])
         for process in processes:
             process.join()
     finally:
         shutil.rmtree(metrics_dir, ignore_errors=True)
+
+
+def _tell(signum: signal.Signals, processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signum)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
-from gateway.tenants import hash_key
-from loadtest.processes import free_port, mtok, running
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Conversation, Engine, Received, recording
-from tests.integration.gateway.serving import Served, eventually, key_of, policies
+from tests.integration.gateway.serving import Served, eventually, policies
 
 RELOADS = {"reloads": True}
 
@@ -111,61 +103,6 @@ async def test_replicas_come_and_go_and_what_runs_ends(
     before = len(engine.received)
     assert [(await served.post()).status for _ in range(5)] == [200] * 5
     assert len(engine.received) == before
-
-
-@contextmanager
-def two_workers(place: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`mtok serve` with the policies of `place`: the parent process, and where it serves."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with running(
-        mtok("serve", "--policies", str(place / "policies"), "--port", str(port), "--workers", "2"),
-        log=place / "mtok.log",
-        ready_url=f"{url}/healthz",
-        environment={"MTOK_DATA_DIR": str(place / "data")},
-        timeout_s=60,
-    ) as gateway:
-        yield gateway, url
-
-
-def test_sighup_reaches_every_worker(tmp_path: Path) -> None:
-    """Two workers; after the parent's SIGHUP a key that was taken out is known to neither."""
-    directory = tmp_path / "policies"
-    directory.mkdir()
-    key = key_of("acme")
-    tenant = {"keys": [{"id": "acme", "sha256": hash_key(key)}]}
-    document = {"models": {"tiny": {"replicas": [{"url": "http://127.0.0.1:9"}]}}, "tenants": {"acme": tenant}}
-    (directory / "policy.yaml").write_text(yaml.safe_dump(document))
-    with two_workers(tmp_path) as (gateway, url):
-
-        def statuses() -> set[int]:
-            headers = {"authorization": f"Bearer {key}"}
-            return {httpx.get(f"{url}/v1/models", headers=headers, timeout=10).status_code for _ in range(20)}
-
-        assert statuses() == {200}
-        tenant["keys"] = []
-        (directory / "policy.yaml").write_text(yaml.safe_dump(document))
-        gateway.send_signal(signal.SIGHUP)
-        for _ in range(100):
-            if statuses() == {401}:
-                break
-        assert statuses() == {401}
-
-
-def test_a_worker_that_dies_comes_back_though_the_policies_are_broken(tmp_path: Path) -> None:
-    """With those that were good last."""
-    directory = tmp_path / "policies"
-    directory.mkdir()
-    (directory / "policy.yaml").write_text("models: {tiny: {replicas: [{url: 'http://127.0.0.1:9'}]}}")
-    with two_workers(tmp_path) as (gateway, url):
-        (directory / "policy.yaml").write_text("models: [")
-        children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
-        workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-        assert len(workers) == 2
-        for worker in workers:
-            os.kill(worker, signal.SIGKILL)
-        assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200
-    assert "last good policies" in (tmp_path / "mtok.log").read_text()
 
 
 async def test_a_request_of_a_model_that_is_taken_out_meanwhile_is_served(
