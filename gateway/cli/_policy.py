@@ -9,16 +9,15 @@ import typer
 
 from gateway.policy import PolicyError, load
 
+from . import _policy_diff
 from ._words import MISUSED, fail
 
 app = typer.Typer(
-    help="Policy documents: check them before they are served.", no_args_is_help=True, rich_markup_mode=None
+    help="Policy documents: check and compare them before they are served.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `check` a command of its own while it is the only one."""
+_policy_diff.add_to(app)
 
 
 @app.command()

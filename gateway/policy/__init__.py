@@ -4,6 +4,7 @@ Values are frozen and checked as a whole, so every other room may trust them. Nu
 decimals. Public ids and hashes of keys may be here, secrets never.
 """
 
+from ._difference import Difference, differences
 from ._documents import (
     BudgetPeriod,
     ClassSpec,
@@ -34,6 +35,7 @@ from ._schema import json_schema
 __all__ = [
     "BudgetPeriod",
     "ClassSpec",
+    "Difference",
     "Engine",
     "GpuSpec",
     "JournalFailure",
@@ -55,6 +57,7 @@ __all__ = [
     "TenantSpec",
     "check_name",
     "check_public_id",
+    "differences",
     "hash_key",
     "json_schema",
     "load",

@@ -41,9 +41,14 @@ class PolicyError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+def is_like_secret(text: str) -> bool:
+    """Whether it could be one, or the hash of one."""
+    return looks_like_key(text) or _LIKE_SECRET.search(text) is not None
+
+
 def shown(text: str) -> str:
     """A value as a message may quote it: shortened, and never something that could be a secret."""
-    if looks_like_key(text) or _LIKE_SECRET.search(text):
+    if is_like_secret(text):
         return "(hidden: it may be a secret)"
     if len(text) > SHOWN_CHARACTERS_MAX:
         text = text[:SHOWN_CHARACTERS_MAX] + "…"

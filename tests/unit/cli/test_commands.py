@@ -26,6 +26,7 @@ COMMANDS = [
     ["correct"],
     *(["keys", name] for name in ("create", "list", "rotate", "revoke")),
     ["policy", "check"],
+    ["policy", "diff"],
     ["price", "quote"],
 ]
 
