@@ -25,6 +25,7 @@ from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
 from gateway.reload import Reloader
 from gateway.settings import Settings
+from gateway.sharing import Sharing
 from gateway.store import client
 from gateway.telemetry import Metrics, Telemetry, Tracing
 from gateway.tenants import KeyDirectory
@@ -136,6 +137,7 @@ class Gateway:
             dispatcher = Dispatcher(clock.now_ms)
             dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
             stack.callback(dispatching.cancel)
+            await stack.enter_async_context(Sharing(dispatcher, redis, now_ms=clock.now_ms))
             lifecycle = self._lifecycle = Lifecycle(
                 policies=policies,
                 fleet=fleet,

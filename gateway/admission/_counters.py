@@ -153,15 +153,20 @@ class Band:
             flow.counter += by
 
     def given(self) -> dict[str, float]:
-        """What each tenant was given here since this was asked last, corrections included."""
-        given = {flow.tenant: flow.given for flow in self._flows.values() if flow.given}
-        for tenant in given:
-            self._flows[tenant].given = 0.0
+        """What each tenant was given here since this was asked last, corrections included, by "<priority> <tenant>",
+        or "<priority>*<weight> <tenant>" where its weight is not 1."""
+        given = {}
+        for flow in self._flows.values():
+            if flow.given:
+                weight = "" if flow.weight == 1.0 else f"*{flow.weight!r}"
+                given[f"{self.priority}{weight} {flow.tenant}"] = flow.given
+                flow.given = 0.0
         return given
 
-    def merge(self, tenant: str, cost: float, at_most: float) -> None:
-        """Another gateway gave this; what puts it more than `at_most` before virtual time is let go."""
-        flow = self.flow(tenant, flow.weight if (flow := self._flows.get(tenant)) is not None else 1.0)
+    def merge(self, tenant: str, weight: float, cost: float, at_most: float) -> None:
+        """Another gateway gave this; what puts it more than `at_most` before virtual time is let go. `weight` is what
+        the other knows, for a tenant that has asked nothing here."""
+        flow = self._flows.get(tenant) or self.flow(tenant, weight)
         room = max(0.0, self._now() + at_most / flow.weight - flow.counter)
         self.move(flow, min(cost / flow.weight, room))
 

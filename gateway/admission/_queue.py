@@ -190,15 +190,16 @@ class FairQueue:
 
     def counters(self) -> dict[str, float]:
         """Cost that each tenant was given here since this was called last; names are for `merge` to read."""
-        return {f"{band.priority} {tenant}": cost for band in self._bands for tenant, cost in band.given().items()}
+        return {name: cost for band in self._bands for name, cost in band.given().items()}
 
     def merge(self, others: Mapping[str, float]) -> None:
         """Adds what other gateways gave since the last merge."""
         total = self._drain.rate
         at_most = max(self._credit_tokens, 0.0 if total is None else total * 1000 * MERGED_S)
         for name, cost in others.items():
-            priority, _, tenant = name.partition(" ")
-            self._band(int(priority)).merge(tenant, cost, at_most)
+            of, _, tenant = name.partition(" ")
+            priority, _, weight = of.partition("*")
+            self._band(int(priority)).merge(tenant, float(weight or 1.0), cost, at_most)
 
     def _cost_of(self, work: Work) -> float:
         return self._cost.of(

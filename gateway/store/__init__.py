@@ -34,10 +34,12 @@ from ._keys import (
     SINK_PARKED,
     TENANTS,
     BucketSize,
+    ModelKeys,
     ReplicaKeys,
     TenantKeys,
 )
 from ._scripts import Script, load_script
+from ._share import Growth, ShareReply, packed_growth, share_call, share_reply, total_growth
 from ._tasks import end_tasks
 
 __all__ = [
@@ -60,10 +62,13 @@ __all__ = [
     "Caller",
     "Coalescer",
     "EmbeddedStoreFailed",
+    "Growth",
+    "ModelKeys",
     "Release",
     "ReplicaKeys",
     "Script",
     "Settlement",
+    "ShareReply",
     "StoreSettings",
     "StoreUnavailable",
     "TenantKeys",
@@ -78,4 +83,8 @@ __all__ = [
     "embedded",
     "end_tasks",
     "load_script",
+    "packed_growth",
+    "share_call",
+    "share_reply",
+    "total_growth",
 ]

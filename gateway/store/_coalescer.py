@@ -253,7 +253,7 @@ class Coalescer:
 
     def _fail(self, error: StoreUnavailable) -> None:
         aboard, self._aboard = self._aboard, []
-        if aboard:
+        if aboard and not self._closed:
             self._count_failure(error)
         for caller, _ in aboard:
             if caller.fail(error):

@@ -100,6 +100,24 @@ class ReplicaKeys:
         return f"{self._engine}{minute_s}"
 
 
+class ModelKeys:
+    """The names of what gateway workers share about one model (see scripts/share.lua). The hash tag cannot be a
+    tenant's: a tenant's name holds no colon.
+
+    gateways  hash    per worker: when it was last heard, and how far
+    given     stream  what each has given tenants lately
+    """
+
+    __slots__ = ("gateways", "given")
+
+    def __init__(self, model: str) -> None:
+        assert model, "a model has a name"
+        assert "}" not in model, "braces would change the hash tag"
+        prefix = f"mtok:{{model:{model}}}:"
+        self.gateways = prefix + "gateways"
+        self.given = prefix + "given"
+
+
 REPLICAS: Final = "mtok:replicas"
 """Set: every replica whose counters have been read."""
 TENANTS: Final = "mtok:tenants"

@@ -1,0 +1,79 @@
+"""Two gateways over one replica and one Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from gateway import sharing
+from gateway.admission import Cost, Knee
+from gateway.admission import _knee as knee
+from tests.integration.gateway.engine import Conversation, Engine, Received, recording
+from tests.integration.gateway.serving import ASKED, Served, eventually, key_of, policies, serve
+
+PATIENT = {"max_wait_s": 30, "slo": {"ttft_p99_ms": 600, "itl_p99_ms": 80}}
+
+
+class Gates:
+    """The engine's answers wait until their user's gate opens."""
+
+    def __init__(self, *users: str) -> None:
+        self.of = {user: asyncio.Event() for user in users}
+
+    async def script(self, talk: Conversation, request: Received) -> None:
+        if gate := self.of.get(request.json.get("user", "")):
+            await gate.wait()
+        await recording("chat").script()(talk, request)
+
+
+@pytest.fixture
+async def pair(
+    engine: Engine, tmp_path: Path, redis: Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Served, Served]]:
+    """Gateways that talk to each other every 20 ms."""
+    monkeypatch.setattr(sharing, "SHARE_INTERVAL_S", 0.02)
+    async with AsyncExitStack() as stack:
+        document = policies(engine, service=PATIENT, rival_uses="tiny")
+        here, there = [
+            await stack.enter_async_context(serve(document, tmp_path / name, redis, valkey_url))
+            for name in ("here", "there")
+        ]
+        yield here, there
+
+
+def line(served: Served) -> Any:
+    return served.lifecycle.dispatcher.lines.get("tiny")
+
+
+async def test_what_a_tenant_was_given_by_one_gateway_counts_at_the_other(
+    engine: Engine, pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both wait at one gateway, `acme` first. Its turn comes after `rival`'s, since the other gateway has served it."""
+    monkeypatch.setattr(Knee, "_most", lambda *_, below_share: 1)
+    monkeypatch.setattr(knee, "LEAST_SEQUENCES", 1)
+    here, there = pair
+    gates = Gates("first")
+    engine.script = gates.script
+    running = asyncio.create_task(here.post({**ASKED, "user": "first"}))
+    await eventually(lambda: engine.received)
+    waiting = []
+    for tenant in ("acme", "acme", "rival", "rival"):
+        waiting.append(asyncio.create_task(here.post({**ASKED, "user": tenant}, key=key_of(tenant))))
+        await eventually(lambda: len(line(here).queue) == len(waiting))
+    acme = line(here).queue._by_priority[0].known("acme")
+    before = acme.counter
+    used = [(await there.post()).json["usage"] for _ in range(5)]
+    cost = Cost().of(input_tokens=used[0]["prompt_tokens"], cached_tokens=0, output_tokens=used[0]["completion_tokens"])
+    await eventually(lambda: acme.counter == pytest.approx(before + 5 * cost))
+    gates.of["first"].set()
+    answers = await asyncio.gather(running, *waiting)
+    assert [answer.status for answer in answers] == [200] * 5
+    assert [one.json["user"] for one in engine.received if "user" in one.json] == [
+        *("first", "rival", "rival", "acme", "acme")
+    ]
