@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test lint format test-real simulate-ledger bench chaos lock clean
+.PHONY: install run test lint format test-real simulate-ledger bench chaos prove-admission lock clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,10 @@ bench: $(VENV)/.installed-dev
 # make chaos CHAOS='--seed 7': the requests and strikes of a run before.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m loadtest.chaos $(CHAOS)
+
+# make prove-admission PROOF=limits: one of them; all take some minutes.
+prove-admission: $(VENV)/.installed-dev
+	$(BIN)/python -m loadtest.admission $(PROOF)
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

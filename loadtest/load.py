@@ -45,6 +45,9 @@ class Answer:
     gaps_s: list[float] = field(default_factory=list)
     input_tokens: int = 0
     output_tokens: int = 0
+    finish_reason: str = ""
+    retry_after_s: float | None = None
+    ended_s: float = 0.0
 
 
 class Reader:
@@ -57,7 +60,11 @@ class Reader:
         self.body = bytearray()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.streams |= name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        match name.lower():
+            case b"content-type":
+                self.streams = value.startswith(b"text/event-stream")
+            case b"retry-after-ms":
+                self.answer.retry_after_s = int(value) / 1000
 
     def on_headers_complete(self) -> None:
         self.answer.status = self.parser.get_status_code()
@@ -74,18 +81,33 @@ class Reader:
         self.complete = True
         if not self.streams:
             try:
-                self._refused(json.loads(self.body))
-            except (ValueError, AttributeError):
-                self.answer.code = "no OpenAI error"
+                self._whole(json.loads(self.body))
+            except (ValueError, AttributeError, KeyError, TypeError):
+                self.answer.code = "no OpenAI answer"
+
+    def _whole(self, body: dict[str, object]) -> None:
+        if "error" in body or self.answer.status >= 400:
+            self._refused(body)
+            return
+        self._count(body)
+        for choice in body["choices"]:  # type: ignore[attr-defined]
+            self.answer.finish_reason = choice["finish_reason"]
+
+    def _count(self, body: dict[str, object]) -> None:
+        if isinstance(usage := body.get("usage"), dict):
+            self.answer.input_tokens, self.answer.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
 
     def _event(self, chunk: dict[str, object]) -> None:
         answer, now_s = self.answer, time.perf_counter() - self.answer.started_s
         if "error" in chunk:
             self._refused(chunk)
             answer.error = answer.code
-        if isinstance(usage := chunk.get("usage"), dict):
-            answer.input_tokens, answer.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-        if not any(choice["delta"].get("content") for choice in chunk.get("choices") or ()):  # type: ignore[union-attr]
+        self._count(chunk)
+        choices: list[dict[str, dict[str, object]]] = chunk.get("choices") or []  # type: ignore[assignment]
+        for choice in choices:
+            if isinstance(reason := choice.get("finish_reason"), str):
+                answer.finish_reason = reason
+        if not any(choice["delta"].get("content") for choice in choices):
             return
         if answer.first_s is None:
             answer.first_s = now_s
@@ -130,25 +152,30 @@ class Target:
 
     async def ask(self) -> Answer:
         """One request, to its end."""
-        request = self.request()
-        answer = Answer(time.perf_counter())
-        reader = Reader(answer)
+        return await converse(self.host, self.port, self.request(), tls=self.tls)
+
+
+async def converse(host: str, port: int, request: bytes, *, tls: ssl.SSLContext | None = None) -> Answer:
+    """One request on a connection of its own, to its end."""
+    answer = Answer(time.perf_counter())
+    reader = Reader(answer)
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            source, sink = await asyncio.open_connection(host, port, ssl=tls)
         try:
-            async with asyncio.timeout(SILENCE_S):
-                source, sink = await asyncio.open_connection(self.host, self.port, ssl=self.tls)
-            try:
-                sink.write(request)
-                while not reader.complete:
-                    async with asyncio.timeout(SILENCE_S):
-                        data = await source.read(65536)
-                    if not data:
-                        raise ConnectionError("cut")
-                    reader.parser.feed_data(data)
-            finally:
-                sink.close()
-        except (OSError, TimeoutError, httptools.HttpParserError, ValueError, KeyError) as error:
-            answer.error = f"{type(error).__name__}: {error}"[:60].rstrip(": ")
-        return answer
+            sink.write(request)
+            while not reader.complete:
+                async with asyncio.timeout(SILENCE_S):
+                    data = await source.read(65536)
+                if not data:
+                    raise ConnectionError("cut")
+                reader.parser.feed_data(data)
+        finally:
+            sink.close()
+    except (OSError, TimeoutError, httptools.HttpParserError, ValueError, KeyError) as error:
+        answer.error = f"{type(error).__name__}: {error}"[:60].rstrip(": ")
+    answer.ended_s = time.perf_counter() - answer.started_s
+    return answer
 
 
 async def open_loop(ask: Callable[[], Awaitable[Answer]], rate: float, duration_s: float, seed: int) -> list[Answer]:
