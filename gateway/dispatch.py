@@ -1,9 +1,10 @@
 """Where an admitted request waits for its replica: one fair queue per model, one knee per replica.
 
 A request of a class without latency targets is bounded by nothing here. One with targets runs at once while nobody
-waits and a replica has room; else it waits in fair order until its class's `max_wait_s`, or is refused on arrival where
-that would not be enough. What other workers and gateways send to the same replicas is not counted: W of them may
-together have W times N and P there, from their first requests on, until the time between tokens makes each give way.
+waits and a replica has room; else it waits in fair order until its class's `max_wait_s`, but only as long as its first
+token can still come within the class's target, or is refused on arrival where that would not be enough. What other
+workers and gateways send to the same replicas is not counted: W of them may together have W times N and P there, from
+their first requests on, until the time between tokens makes each give way.
 Nothing but an engine's own 503 or 429 bounds resident tokens: a replica's KV capacity is not known here.
 """
 
@@ -14,7 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from gateway.admission import FairQueue, Knee, Predictor, Turned, Work
+from msgspec.structs import replace
+
+from gateway.admission import FairQueue, FirstTokens, Knee, Predictor, Turned, Work
 from gateway.errors import Refusal, Refused
 from gateway.fleet import Interrupted, ModelFleet, Replica
 from gateway.policy import SloSpec
@@ -41,6 +44,7 @@ class Slot:
         "_scanner",
         "candidates",
         "choose",
+        "dispatched_ms",
         "replica",
         "streams",
         "targets",
@@ -51,6 +55,7 @@ class Slot:
         self.work = work
         self.streams = streams
         self.replica: Replica | None = None
+        self.dispatched_ms = 0
         self.targets: Callable[[], Sequence[Replica]] = tuple
         self.choose: Choose = _first
         self.candidates: list[Replica] = []
@@ -159,6 +164,7 @@ class Line:
         self.queue = FairQueue()
         self._model = model
         self._itl_ms: int | None = None
+        self._first_tokens = FirstTokens()
         self._predictor = predictor
         self._knees: dict[Replica, Knee] = {}
         self._full: set[Replica] = set()
@@ -192,6 +198,12 @@ class Line:
             self._itl_ms = itl_ms
             for knee in self._knees.values():
                 knee.itl_ms = itl_ms
+
+    def in_time(self, work: Work, ttft_ms: int) -> Work:
+        """`work`, to be dispatched by when its first token can still come within `ttft_ms`."""
+        own_ms = min([knee.alone_ms(work) for knee in self._knees.values()], default=0.0)
+        deadline_ms = self._first_tokens.dispatch_by_ms(work, ttft_ms, own_ms)
+        return work if deadline_ms == work.deadline_ms else replace(work, deadline_ms=deadline_ms)
 
     def relax(self) -> None:
         """Holds what it held only until the next request says its own target."""
@@ -232,7 +244,9 @@ class Line:
             self._waiting.pop(work.id).turned(overloaded(work, turned))
 
     def first_token(self, slot: Slot, replica: Replica) -> None:
-        self.knee(replica).first_token(slot.work.id, self.now_ms())
+        knee, now_ms = self.knee(replica), self.now_ms()
+        self._first_tokens.came(now_ms - slot.dispatched_ms, knee.alone_ms(slot.work))
+        knee.first_token(slot.work.id, now_ms)
         if self._waiting:
             self._pump_soon()
 
@@ -310,8 +324,8 @@ class Line:
     def _dispatch(self, slot: Slot) -> Replica:
         replica = slot.replica = slot.choose(slot.candidates)
         self._running[slot.work.id] = slot
-        knee = self.knee(replica)
-        knee.dispatched(slot.work, self.now_ms())
+        knee, slot.dispatched_ms = self.knee(replica), self.now_ms()
+        knee.dispatched(slot.work, slot.dispatched_ms)
         if not slot.streams:
             slot.presume_read_after(knee.prefill_ms(slot.work.id), partial(self._presume_read, knee))
         return replica
@@ -342,6 +356,8 @@ class Dispatcher:
         if line is None:
             line = self._lines[model.spec.name] = Line(model, self.predictor, self._now_ms)
         line.hold(slo.itl_p99_ms)
+        if slo.ttft_p99_ms is not None:
+            work = line.in_time(work, slo.ttft_p99_ms)
         line.note_attempt(work)
         return Slot(line, work, streams=streams)
 
@@ -366,8 +382,8 @@ def overloaded(work: Work, turned: Turned) -> Refusal:
         status=429,
         code="overloaded",
         message=(
-            f"All replicas of this model are busy: this request would wait for about {wait_s:.1f} s, and those of its "
-            f"class wait for at most {most_s:g} s. Try again in {turned.retry_after_ms / 1000:.1f} s."
+            f"All replicas of this model are busy: this request would wait for about {wait_s:.1f} s, and it may "
+            f"wait for at most {most_s:g} s. Try again in {turned.retry_after_ms / 1000:.1f} s."
         ),
         retry_after_ms=turned.retry_after_ms,
     )

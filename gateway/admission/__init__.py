@@ -6,6 +6,7 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 """
 
 from ._allowance import Allowance
+from ._first_tokens import FirstTokens
 from ._headers import go_duration, ratelimit_headers
 from ._knee import Knee, KneeLimits
 from ._money import usd
@@ -24,6 +25,7 @@ __all__ = [
     "Denial",
     "Dimension",
     "FairQueue",
+    "FirstTokens",
     "Grant",
     "Knee",
     "KneeLimits",

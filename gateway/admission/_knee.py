@@ -119,6 +119,10 @@ class Knee:
         running = self._running[work_id]
         return int((running.ahead_tokens + running.work.uncached_tokens) * 1000 / self._rate)
 
+    def alone_ms(self, work: Work) -> float:
+        """How long its prompt is expected to be read with none ahead of it."""
+        return work.uncached_tokens * 1000 / self._rate
+
     def presumed_read(self, work_id: str, now_ms: int) -> None:
         """Its prompt should have been read by now. For answers that come whole, whose first bytes come at their end:
         nothing is learnt."""

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gateway.admission import Knee
 from gateway.simulator import PROFILES
-from tests.simulation.virtual_fleet import Admission, Gauges, Open, Ours, VirtualFleet
+from tests.simulation.virtual_fleet import TTFT_SLO_S, Admission, Gauges, Open, Ours, VirtualFleet
 
 H200 = PROFILES["h200-llama-8b"].override(long_prefill_token_threshold=1024)
 
 
-def good_per_s(admission: Admission, rate: float) -> float:
+def served(admission: Admission, rate: float, prompt: int = 800, answer: int = 200) -> VirtualFleet:
     fleet = VirtualFleet(H200, admission)
-    fleet.load(rate, 800, 200, 40.0, seed=1)
+    fleet.load(rate, prompt, answer, 40.0, seed=1)
     fleet.run(60.0)
-    return fleet.good_per_s(20.0, 38.0)
+    return fleet
+
+
+def good_per_s(admission: Admission, rate: float) -> float:
+    return served(admission, rate).good_per_s(20.0, 38.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "prompt", "answer"), [(35.0, 800, 200), (70.0, 800, 200), (175.0, 800, 200), (60.0, 3000, 100)]
+)
+def test_whoever_is_admitted_has_a_first_token_within_the_target(rate: float, prompt: int, answer: int) -> None:
+    """The wait counts: p99 from arrival on, offered the knee's load, twice and five times that, and long prompts."""
+    fleet = served(Ours(Knee(itl_ms=80, kv_tokens=380_000)), rate, prompt, answer)
+    assert 0.3 < fleet.ttft_p99_s(20.0, 38.0) <= TTFT_SLO_S
 
 
 def test_goodput_does_not_fall_with_more_offered() -> None:

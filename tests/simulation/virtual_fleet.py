@@ -7,13 +7,17 @@ from collections import deque
 from functools import partial
 from typing import Protocol
 
-from gateway.admission import Knee, Work
+from msgspec.structs import replace
+
+from gateway.admission import FirstTokens, Knee, Work
 from gateway.simulator import Profile
 from tests.simulation.virtual_replica import Stream, VirtualReplica
 
 TTFT_SLO_S = 0.6
 ITL_SLO_S = 0.08
 WAIT_S = 0.4
+PREDICTED_TOKENS = 200
+"""Of every answer, however long it gets."""
 
 
 class Admission(Protocol):
@@ -62,17 +66,20 @@ class Ours:
 
 
 class VirtualFleet(VirtualReplica):
-    """One replica behind an admission and a first-come queue whose waiters leave after `WAIT_S`."""
+    """One replica behind an admission and a first-come queue whose waiters leave after `wait_s`, or earlier where the
+    knee says that their first token would come too late."""
 
-    def __init__(self, profile: Profile, admission: Admission) -> None:
+    def __init__(self, profile: Profile, admission: Admission, *, wait_s: float = WAIT_S) -> None:
         super().__init__(profile)
         self.admission = admission
         self.knee = admission.knee if isinstance(admission, Ours) else None
         self.arrived: list[float] = []
+        self.first_tokens = FirstTokens()
         self.ended: list[tuple[float, float, float, float]] = []
         self.limits: list[int] = []
-        self._queue: deque[tuple[float, int, int]] = deque()
-        self._live: dict[str, tuple[float, Stream]] = {}
+        self._wait_s = wait_s
+        self._queue: deque[tuple[float, Work, int]] = deque()
+        self._live: dict[str, tuple[float, Work, Stream]] = {}
 
     def load(self, rate: float, prompt: float, answer: float, until: float, seed: int) -> None:
         """Poisson arrivals, lognormal lengths of cv 1 with these means."""
@@ -86,55 +93,60 @@ class VirtualFleet(VirtualReplica):
                 self.at(float(second), self._tick)
 
     def _offer(self, now: float, prompt: int, answer: int) -> None:
+        work = Work(
+            id=str(len(self.arrived)),
+            tenant="a",
+            band=0,
+            weight=1.0,
+            input_tokens=prompt,
+            cached_tokens=0,
+            output_tokens=PREDICTED_TOKENS,
+            retry=False,
+            arrived_ms=int(now * 1000),
+            deadline_ms=int((now + self._wait_s) * 1000),
+        )
+        if self.knee is not None:
+            deadline_ms = self.first_tokens.dispatch_by_ms(work, int(TTFT_SLO_S * 1000), self.knee.alone_ms(work))
+            work = replace(work, deadline_ms=deadline_ms)
         self.arrived.append(now)
-        self._queue.append((now, prompt, answer))
+        self._queue.append((now, work, answer))
         self._dispatch(now)
 
     def _dispatch(self, now: float) -> None:
         bounded = not isinstance(self.admission, Open)
         while self._queue:
-            arrived, prompt, answer = self._queue[0]
-            if bounded and now - arrived > WAIT_S:
+            arrived, work, answer = self._queue[0]
+            if bounded and now * 1000 > work.deadline_ms + 1:
                 self._queue.popleft()
                 continue
-            work = Work(
-                id=str(len(self.streams)),
-                tenant="a",
-                band=0,
-                weight=1.0,
-                input_tokens=prompt,
-                cached_tokens=0,
-                output_tokens=200,
-                retry=False,
-                arrived_ms=0,
-                deadline_ms=0,
-            )
             if not self.admission.fits(work, self, len(self._live)):
                 return
             self._queue.popleft()
-            stream = self.send(now, prompt, answer, self._end)
-            self._live[stream.id] = (arrived, stream)
+            stream = self.send(now, work.input_tokens, answer, self._end)
+            self._live[stream.id] = (arrived, work, stream)
             if self.knee is not None:
                 self.knee.dispatched(work, int(now * 1000))
 
     def _end(self, stream: Stream, now: float) -> None:
-        arrived, _ = self._live.pop(stream.id)
+        arrived, work, _ = self._live.pop(stream.id)
         itl = stream.mean_itl_s if len(stream.token_s) > 1 else 0.0
         self.ended.append((arrived, stream.token_s[0] - arrived, itl, stream.ttft_s))
         if self.knee is not None:
-            self.knee.tokens(stream.id, len(stream.token_s), int(now * 1000))
-            self.knee.ended(stream.id, int(now * 1000))
+            self.knee.tokens(work.id, len(stream.token_s), int(now * 1000))
+            self.knee.ended(work.id, int(now * 1000))
 
     def _tick(self, now: float) -> None:
         assert self.knee is not None
-        for _, stream in self._live.values():
-            self.knee.tokens(stream.id, len(stream.token_s), int(now * 1000))
+        for _, work, stream in self._live.values():
+            self.knee.tokens(work.id, len(stream.token_s), int(now * 1000))
         self.knee.tick(int(now * 1000), queued=len(self._queue))
         self.limits.append(self.knee.limits.sequences)
 
     def _first(self, stream: Stream) -> None:
         if self.knee is not None:
-            self.knee.first_token(stream.id, int(self.now * 1000))
+            work = self._live[stream.id][1]
+            self.first_tokens.came(stream.ttft_s * 1000, self.knee.alone_ms(work))
+            self.knee.first_token(work.id, int(self.now * 1000))
 
     def _settled(self) -> None:
         """What waits is tried after each step."""

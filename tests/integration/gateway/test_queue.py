@@ -12,7 +12,7 @@ from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Conversation, Engine, Received, as_json, recording
 from tests.integration.gateway.serving import ASKED, CHAT, Served, StoppedClock, eventually, key_of
 
-PATIENT = {"max_wait_s": 30, "slo": {"ttft_p99_ms": 600, "itl_p99_ms": 80}}
+PATIENT = {"max_wait_s": 30, "slo": {"ttft_p99_ms": 30_000, "itl_p99_ms": 80}}
 HASTY = PATIENT | {"max_wait_s": 0.2}
 LIMITS = {"requests_per_minute": 5, "tokens_per_minute": 5000, "concurrent_requests": 4, "budget_usd": 1}
 
@@ -79,6 +79,21 @@ async def test_whoever_waits_past_the_deadline_is_told_when_to_come_back_and_has
     assert left["requests_per_minute"]["remaining"] == 4
     assert left["concurrent_requests"]["remaining"] == 4
     assert left["budget_usd"]["reserved_usd"] == "0.00"
+    assert len(engine.received) == 1
+
+
+async def test_nobody_waits_longer_than_the_target_for_the_first_token_allows(engine: Engine, start: Start) -> None:
+    """Of 600 ms a quarter second is left for the engine, whatever the class's longest wait."""
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=PATIENT | {"slo": {"ttft_p99_ms": 600}})
+    first = asyncio.create_task(served.post())
+    await eventually(lambda: engine.received)
+    answer = await served.post()
+    assert (answer.status, answer.error["code"]) == (429, "overloaded")
+    assert "at most 0.3" in answer.error["message"]
+    gate.open.set()
+    assert (await first).status == 200
     assert len(engine.received) == 1
 
 
