@@ -13,7 +13,6 @@ from pathlib import Path
 
 from starlette.routing import Route, Router
 
-from gateway.admin_pages import AdminPages
 from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
 from gateway.dispatch import Dispatcher
@@ -103,6 +102,7 @@ class Gateway:
         lifecycle.fleet.update(policies.models.values())
         lifecycle.keys.use(policies)
         lifecycle.apply(policies)
+        lifecycle.telemetry.metrics.show_policy(policies.version)
         watch.use(tenants=policies.tenants, prices=policies.prices)
 
     @asynccontextmanager
@@ -112,6 +112,7 @@ class Gateway:
             redis = await stack.enter_async_context(client(self._redis_url))
             keys = await stack.enter_async_context(KeyDirectory(policies, redis, now_ms=clock.now_ms))
             metrics = Metrics()
+            metrics.show_policy(policies.version)
             tracing = Tracing.from_environment()
             stack.callback(tracing.close)
             ledger = await stack.enter_async_context(
@@ -152,7 +153,6 @@ class Gateway:
             lifecycle.draining = self._draining
             metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher))
             pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
-            administration = AdminPages(lifecycle, redis)
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
             self._pages.routes[:] = [
                 Route("/v1/models", Page(pages.models)),
@@ -167,7 +167,6 @@ class Gateway:
                 Route("/healthz", Page(pages.healthz)),
                 Route("/readyz", Page(pages.readyz)),
                 Route("/metrics", Page(pages.metrics)),
-                Route("/admin/state", Page(administration.state)),
             ]
             flushing = asyncio.create_task(_flush(metrics), name="metrics")
             stack.callback(flushing.cancel)
@@ -197,7 +196,6 @@ class Gateway:
 def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatcher) -> None:
     for replica in fleet.replicas:
         metrics.replica_healthy.labels(replica.name).set(replica.healthy)
-        metrics.replica_in_flight.labels(replica.name).set(replica.in_flight)
     booked = ledger.statistics()
     metrics.unbooked.set(booked.unbooked)
     metrics.replayed.set(booked.replayed)

@@ -11,7 +11,7 @@ from msgspec import Struct
 from gateway import refusals
 from gateway.admission import Ask, Denial, Lease, ratelimit_headers, refusal
 from gateway.clock import Clock
-from gateway.errors import Refused
+from gateway.errors import Refused, RefusedBy
 from gateway.meter import NOTHING, Meter, Metered
 from gateway.metering import FailedAttempt, JournalUnavailable, Ledger, Status, UsageEvent
 from gateway.policy import TenantSpec
@@ -23,20 +23,26 @@ from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
 
+POLICY = b"x-mtok-policy"
+"""The header by which every answer says which policies decided on it: their version."""
+
 
 @dataclass(slots=True)
 class Call:
-    """What is known of a request so far. `headers` are those its answer will carry, whatever the answer is."""
+    """What is known of a request so far. `headers` are those its answer will carry, whatever the answer is. `policy` is
+    the version of the policies that decide on it, `queued_ms` how long it has waited for a replica with room."""
 
     id: str
     endpoint: Endpoint
     arrived_ms: int
+    policy: str = ""
     tenant: str = ""
     key: str = ""
     model: str = ""
     replica: str = ""
     admitted_ms: int = 0
     first_token_ms: int = 0
+    queued_ms: int = 0
     traceparent: str = ""
     user: str = ""
     tags: dict[str, str] = field(default_factory=dict)
@@ -45,10 +51,10 @@ class Call:
 
     def answer_headers(self) -> Headers:
         """What every answer to this call carries. Anthropic's SDK looks for its own name of the request id."""
-        request_id = self.id.encode()
+        request_id, policy = self.id.encode(), self.policy.encode()
         if self.endpoint is Endpoint.MESSAGES:
-            return [(b"x-request-id", request_id), (b"request-id", request_id), *self.headers]
-        return [(b"x-request-id", request_id), *self.headers]
+            return [(b"x-request-id", request_id), (b"request-id", request_id), (POLICY, policy), *self.headers]
+        return [(b"x-request-id", request_id), (POLICY, policy), *self.headers]
 
     def event(self, outcome: Outcome, *, now_ms: int, cost_nanousd: int = 0, price_epoch: str = "") -> UsageEvent:
         """The usage event of this call, ended so, now."""
@@ -77,15 +83,20 @@ class Call:
             undelivered_input_max=metered.undelivered_input_max,
             undelivered_output_max=metered.undelivered_output_max,
             failed_attempts=self.failed_attempts,
+            policy=self.policy,
+            queued_ms=self.queued_ms,
+            refused_by=outcome.refused_by,
         )
 
 
 class Outcome(Struct, frozen=True):
-    """How a request ended, and what is billed of it. `code` is the error's, if there was one."""
+    """How a request ended, and what is billed of it. `code` is the error's, if there was one; `refused_by` is the rule
+    that refused it, if one did."""
 
     status: Status
     metered: Metered = NOTHING
     code: str = ""
+    refused_by: RefusedBy | None = None
 
 
 class Reservation:
@@ -128,7 +139,6 @@ class Reservation:
             raise Refused(refusals.JOURNAL_AWAY) from error
         self._call.headers += ratelimit_headers(decision)
         if isinstance(decision, Denial):
-            self._telemetry.metrics.count_denial(self._call.tenant, decision.dimension)
             raise Refused(refusal(decision))
         self._lease = decision.lease
         self._call.admitted_ms = self._clock.now_ms()

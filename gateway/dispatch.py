@@ -18,7 +18,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from gateway.admission import FairQueue, FirstTokens, Knee, Predictor, Turned, Work
-from gateway.errors import Refusal, Refused
+from gateway.errors import Refusal, Refused, RefusedBy
 from gateway.fleet import Interrupted, ModelFleet, Replica
 from gateway.policy import SloSpec
 from gateway.wire import StreamScanner, Usage
@@ -377,15 +377,22 @@ class Dispatcher:
 def overloaded(work: Work, turned: Turned) -> Refusal:
     """The 429 of a request that cannot run in time."""
     wait_s = turned.predicted_wait_ms / 1000
-    most_s = (work.deadline_ms - work.arrived_ms) / 1000
+    most_ms = work.deadline_ms - work.arrived_ms
     return Refusal(
         status=429,
         code="overloaded",
         message=(
             f"All replicas of this model are busy: this request would wait for about {wait_s:.1f} s, and it may "
-            f"wait for at most {most_s:g} s. Try again in {turned.retry_after_ms / 1000:.1f} s."
+            f"wait for at most {most_ms / 1000:g} s. Try again in {turned.retry_after_ms / 1000:.1f} s."
         ),
         retry_after_ms=turned.retry_after_ms,
+        refused_by=RefusedBy(
+            dimension="max_wait_s",
+            scope="class",
+            limit=most_ms,
+            asked=turned.predicted_wait_ms,
+            retry_after_ms=turned.retry_after_ms,
+        ),
     )
 
 

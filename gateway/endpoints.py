@@ -138,14 +138,19 @@ class Pages:
         return Content(b'{"status":"ok"}')
 
     async def readyz(self, scope: Message) -> Content:
-        """Whether requests should come here: a replica is healthy, usage can be booked, the gateway is not stopping."""
-        if self._lifecycle.draining:
-            return Content(b'{"status":"draining"}', status=503)
-        if not self._lifecycle.fleet.ready():
-            return Content(b'{"status":"no healthy replica"}', status=503)
-        if not self._lifecycle.ledger.admits:
-            return Content(b'{"status":"journal unavailable"}', status=503)
-        return Content(b'{"status":"ok"}')
+        """Whether requests should come here: a replica is healthy, usage can be booked, the gateway is not stopping;
+        and the version of the policies in force."""
+        lifecycle = self._lifecycle
+        if lifecycle.draining:
+            status = "draining"
+        elif not lifecycle.fleet.ready():
+            status = "no healthy replica"
+        elif not lifecycle.ledger.admits:
+            status = "journal unavailable"
+        else:
+            status = "ok"
+        told = {"status": status, "policy": lifecycle.policies.version}
+        return Content(msgspec.json.encode(told), status=200 if status == "ok" else 503)
 
     async def metrics(self, scope: Message) -> Content:
         """Prometheus' text format, for all workers."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["Refusal", "Refused", "error_body"]
+__all__ = ["Refusal", "Refused", "RefusedBy", "error_body"]
 
 _TYPE_BY_STATUS = {
     401: "authentication_error",
@@ -26,12 +26,31 @@ LONG_WAIT_MS = 60_000
 """Waits above this are not worth an SDK's retry: openai-python up to 1.x stops obeying `Retry-After` at 60 s."""
 
 
+class RefusedBy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The rule that refused, with its numbers: what the usage event keeps of a refusal, for whoever asks why.
+
+    `dimension` is the rule's name in the policies; `scope` is whose rule it is where it is not the tenant's own, such
+    as `key:acme-ci`. `limit`, `asked` and `remaining` are in the dimension's unit: requests, tokens, nano-dollars,
+    milliseconds of waiting. `reserved` is what requests that still ran held of it. `retry_after_ms` is None where
+    waiting alone does not help.
+    """
+
+    dimension: str
+    scope: str = ""
+    limit: int = 0
+    asked: int = 0
+    remaining: int = 0
+    reserved: int = 0
+    retry_after_ms: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """Why a request was not served, as the client reads it.
 
     `message` says what to change. `retry_after_ms` is when the same request may pass; None when waiting alone does
     not help. `should_retry` False tells OpenAI's SDKs (`x-should-retry`) not to spend their retries on it.
+    `refused_by` is for the operator: the event keeps it, the client's answer does not show it.
     """
 
     status: int
@@ -41,6 +60,7 @@ class Refusal:
     type: str | None = None
     retry_after_ms: int | None = None
     should_retry: bool | None = None
+    refused_by: RefusedBy | None = None
 
     def error_type(self) -> str:
         """OpenAI's `type` for this refusal."""

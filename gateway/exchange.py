@@ -141,7 +141,11 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
     async def _wait_for_room(self, slot: Slot, untried: Callable[[], Sequence[Replica]]) -> Replica:
         self.watch.guard(slot)
-        return await slot.place(untried, self._choose)
+        since_ms = self.clock.now_ms()
+        try:
+            return await slot.place(untried, self._choose)
+        finally:
+            self.call.queued_ms += self.clock.now_ms() - since_ms
 
     def _choose(self, targets: Sequence[Replica]) -> Replica:
         return choose(self.chain, self.prefixes, targets)
@@ -237,7 +241,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         await self._end_refused("refused" if refusal.status < 500 else "engine_error", refusal)
 
     async def _end_refused(self, status: Status, refusal: Refusal) -> None:
-        await self._settle(Outcome(status, self._meter.cut(), refusal.code))
+        await self._settle(Outcome(status, self._meter.cut(), refusal.code, refusal.refused_by))
         await self.outgoing.refuse(refusal, self.call.answer_headers())
 
     async def _cut(self, scanner: StreamScanner) -> Metered:

@@ -119,7 +119,7 @@ class Lifecycle:
         client: Client = scope["extensions"][CLIENT]
         given = client.headers
         now_ms = self.clock.now_ms()
-        call = Call(request_id(given, now_ms), endpoint, now_ms)
+        call = Call(request_id(given, now_ms), endpoint, now_ms, self.policies.version)
         if b"traceparent" in given:
             call.traceparent = given[b"traceparent"].decode("latin-1")
         outgoing = Outgoing(client)
@@ -139,7 +139,7 @@ class Lifecycle:
                     call.tenant, now_ms, user=view.user, metadata=view.metadata, headers=given
                 )
             model = self._permit(identity.tenant, view.model)
-            call.model = model.spec.name
+            call.model, call.policy = model.spec.name, self.policies.version
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             prefixes, price = self._prefixes[model.spec.name], self.prices.get(model.spec.name)
             limits = _context_limits(identity.tenant, model)
@@ -300,7 +300,9 @@ class Lifecycle:
     async def _refuse(self, call: Call, refusal: Refusal, outgoing: Outgoing) -> None:
         """Records a refusal that took nothing, then answers it."""
         if call.tenant:
-            event = call.event(Outcome("refused", code=refusal.code), now_ms=self.clock.now_ms())
+            event = call.event(
+                Outcome("refused", code=refusal.code, refused_by=refusal.refused_by), now_ms=self.clock.now_ms()
+            )
             self.telemetry.count(event, call.traceparent)
             with contextlib.suppress(JournalUnavailable):  # the client hears why it was refused all the same
                 await self.ledger.record(event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.errors import Refusal
+from gateway.errors import Refusal, RefusedBy
 
 NO_KEY = Refusal(
     status=401,
@@ -16,9 +16,6 @@ UNKNOWN_KEY = Refusal(
 )
 NOT_ADMIN = Refusal(
     status=403, code="admin_key_required", message="Only the admin key may ask for another tenant.", param="tenant"
-)
-ADMIN_ONLY = Refusal(
-    status=403, code="admin_key_required", message="This page is for the administrator: send MTOK_ADMIN_KEY as the key."
 )
 DRAINING = Refusal(
     status=503, code="shutting_down", message="This gateway is stopping. Send the request again.", retry_after_ms=1000
@@ -75,6 +72,7 @@ def model_not_found(name: str) -> Refusal:
         code="model_not_found",
         message=f"The model '{name[:100]}' does not exist or you may not use it. GET /v1/models lists yours.",
         param="model",
+        refused_by=RefusedBy(dimension="models", scope=f"model:{name[:100]}"),
     )
 
 

@@ -72,9 +72,9 @@ class Reloader:
         self.failed = ""
         if policies.sha256 == self._current.sha256:
             return
-        before, self._current = self._current.sha256[:12], policies
+        before, self._current = self._current, policies
         self._apply(policies)
-        log.warning("policies %s are in force instead of %s", policies.sha256[:12], before)
+        log.warning("policies %s are in force instead of %s", policies.version, before.version)
 
 
 def _look(directory: Path) -> _Seen:

@@ -15,6 +15,7 @@ from ._predict import Predictor
 from ._queue import FairQueue
 from ._refusal import refusal
 from ._values import Ask, Denial, Dimension, Grant, Lease, Standing
+from ._words import amount, decided, seconds, unit_of, would_pass
 from ._work import BandLoad, Cost, Turned, Work
 
 __all__ = [
@@ -36,9 +37,14 @@ __all__ = [
     "Standing",
     "Turned",
     "Work",
+    "amount",
+    "decided",
     "go_duration",
     "period_at",
     "ratelimit_headers",
     "refusal",
+    "seconds",
+    "unit_of",
     "usd",
+    "would_pass",
 ]

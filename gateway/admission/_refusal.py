@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
-from gateway.errors import Refusal
+from gateway.errors import Refusal, RefusedBy
 
 from ._money import usd
 from ._values import Denial, Dimension
@@ -70,6 +70,7 @@ def _rate_limit(denial: Denial, message: str) -> Refusal:
         message=message,
         retry_after_ms=denial.retry_after_ms,
         should_retry=False if denial.retry_after_ms is None else None,
+        refused_by=_refused_by(denial),
     )
 
 
@@ -102,6 +103,19 @@ def _budget(denial: Denial) -> Refusal:
         message=message,
         retry_after_ms=denial.retry_after_ms,
         should_retry=False,
+        refused_by=_refused_by(denial),
+    )
+
+
+def _refused_by(denial: Denial) -> RefusedBy:
+    return RefusedBy(
+        dimension=denial.dimension,
+        scope=f"key:{denial.key}" if denial.key else "",
+        limit=denial.limit,
+        asked=denial.asked,
+        remaining=denial.remaining,
+        reserved=denial.reserved_nanousd,
+        retry_after_ms=denial.retry_after_ms,
     )
 
 

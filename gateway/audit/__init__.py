@@ -2,6 +2,7 @@
 against its events.
 """
 
+from ._events import tenants
 from ._prices import PriceBook, read_prices, write_prices
 from ._recompute import Difference, Recomputed, recompute
 from ._reconcile import DIRECTIONS, Gap, Interval, Reconciliation, Row, Tokens, Verdict, Work
@@ -25,5 +26,6 @@ __all__ = [
     "audit",
     "read_prices",
     "recompute",
+    "tenants",
     "write_prices",
 ]

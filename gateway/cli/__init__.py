@@ -1,4 +1,5 @@
-"""The `mtok` command: serve, demo, simulate, keys, policy, usage, price. Each is a thin face over the room it calls."""
+"""The `mtok` command: serve, demo, simulate, keys, policy, usage, why, price. Each is a thin face over the room it
+calls."""
 
 from ._app import app, main
 

@@ -37,7 +37,7 @@ def check(
         fail(f"{count} problem{'s' if count > 1 else ''} in {directory}:\n{error}", MISUSED)
     counts = {"model": len(policies.models), "tenant": len(policies.tenants), "class": len(policies.classes)}
     counted = ", ".join(_counted(name, count) for name, count in counts.items())
-    typer.echo(f"{directory}: good. {counted}; sha256 {policies.sha256[:12]}")
+    typer.echo(f"{directory}: good. {counted}; sha256 {policies.version}")
 
 
 def _counted(name: str, count: int) -> str:

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from gateway.errors import RefusedBy
 from gateway.wire import NO_USAGE, Usage
 
 Status = Literal["ok", "client_gone", "upstream_lost", "engine_error", "gateway_lost", "refused", "correction"]
@@ -33,7 +34,9 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `id` is the request id the client, the engine and the log know. `code` is the refusal's or error's code. `estimated`
     says that not every count came from the engine, `cached_predicted` that the cached share is what the prefix index
     expected, since vLLM tells it only at the end. `samples` is how often the engine counted the input: once per sample,
-    at least. `user` and `tags` are what the client's request said of itself, for splitting usage.
+    at least. `user` and `tags` are what the client's request said of itself, for splitting usage. `policy` is the
+    version of the policies that decided on it, `refused_by` the rule of theirs that refused it; `queued_ms` is how long
+    it waited for a replica with room.
 
     An answer that was cut may have cost the engine more than was delivered and billed: at most `undelivered_input_max`
     tokens more than `usage.input_tokens` × `samples`, and `undelivered_output_max` more than `usage.output_tokens`.
@@ -67,3 +70,6 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: dict[str, str] = {}
     corrects: str = ""
     reason: str = ""
+    policy: str = ""
+    queued_ms: int = 0
+    refused_by: RefusedBy | None = None

@@ -243,10 +243,15 @@ class Policies:
         """The tenant's service class; one with the defaults when it names none, or one of policies that were before."""
         return DEFAULT_CLASS if tenant.class_name is None else self.classes.get(tenant.class_name, DEFAULT_CLASS)
 
+    @cached_property
+    def version(self) -> str:
+        """What answers, events and logs call these documents: the first 12 hex digits of their SHA-256."""
+        return self.sha256[:12]
+
     @property
     def price_epoch(self) -> str:
         """The name under which events carry the prices of these documents."""
-        return f"policy:{self.sha256[:12]}"
+        return f"policy:{self.version}"
 
     @cached_property
     def prices(self) -> dict[str, Price]:

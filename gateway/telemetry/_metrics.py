@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -91,12 +90,6 @@ class Metrics:
             ("tenant", "model", "endpoint", "status", "code"),
             registry=registry,
         )
-        self.denied = Counter(
-            "mtok_denied_requests",
-            "Requests refused by a limit, by which one.",
-            ("tenant", "limit"),
-            registry=registry,
-        )
         self.tokens = Counter(
             "mtok_tokens",
             "Tokens billed; kind input includes input_cached.",
@@ -137,13 +130,14 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
-        self.replica_in_flight = Gauge(
-            "mtok_replica_requests_in_flight",
-            "Requests at the replica from here.",
-            ("replica",),
+        self._policy_info = Gauge(
+            "mtok_policy_info",
+            "1 for the policies in force, by the start of their SHA-256; two are 1 while workers change.",
+            ("sha256",),
             registry=registry,
-            multiprocess_mode="livesum",
+            multiprocess_mode="livemax",
         )
+        self._policy = ""
         self.policy_failed = Gauge(
             "mtok_policy_reload_failed",
             "1 while the policies' directory holds what cannot be used: the log says why, and the last good serve.",
@@ -252,8 +246,14 @@ class Metrics:
         self.running = 0
         """Requests being relayed, as a plain number."""
         self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}
-        self._denied: Tally[tuple[str, str]] = Tally()
         self._before_flush: list[Callable[[], None]] = []
+
+    def show_policy(self, version: str) -> None:
+        """These policies are in force from now on."""
+        if self._policy:
+            self._policy_info.labels(self._policy).set(0)
+        self._policy_info.labels(version).set(1)
+        self._policy = version
 
     def before_flush(self, refresh: Callable[[], None]) -> None:
         """Has `refresh` set gauges just before they are passed on."""
@@ -275,35 +275,19 @@ class Metrics:
             tally.ttft.add(event.first_token_ms - event.arrived_ms)
             tally.seconds.add(event.ended_ms - event.arrived_ms)
 
-    def count_denial(self, tenant: str, limit: str) -> None:
-        """Counts one request that a limit refused; `count` counts it too."""
-        self._denied[tenant, limit] += 1
-
     def flush(self) -> None:
         """Passes on what has been counted, for other workers to show; call it about once a second."""
         self.in_flight.set(self.running)
         for tally in self._tallies.values():
             tally.flush()
-        for (tenant, limit), count in self._denied.items():
-            self.denied.labels(tenant, limit).inc(count)
-        self._denied.clear()
         for refresh in self._before_flush:
             refresh()
 
     def exposition(self) -> bytes:
         """Prometheus text of all workers; other workers' numbers are as old as their last `flush`."""
-        return generate_latest(self._of_all_workers())
-
-    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
-        """The same as name, labels and value."""
-        for family in self._of_all_workers().collect():
-            for sample in family.samples:
-                yield sample.name, sample.labels, sample.value
-
-    def _of_all_workers(self) -> CollectorRegistry:
         self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return self.registry
+            return generate_latest(self.registry)
         shared = CollectorRegistry()
         MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
-        return shared
+        return generate_latest(shared)

@@ -1,16 +1,18 @@
 """What have I used? A tenant's usage by time and everything it can be split by, and what is left of its limits."""
 
-from ._limits import BudgetLeft, LimitLeft, Limits, read_limits
+from ._limits import BudgetLeft, LimitLeft
 from ._organization import Kind, OrganizationQuery, organization_page, parse_organization_query
 from ._parameters import parse_time
 from ._query import BUCKETS_MAX, GROUP_KEYS, TAG_PREFIX, UsageQuery, kept_days, parse_query
 from ._replicas import replica_alias
 from ._report import ModelPrice, PriceShown, Report, UsageBucket, UsageResult, report
 from ._requests import (
+    Booked,
     RequestList,
     RequestQuery,
     RequestShown,
     RequestsQuery,
+    find_event,
     find_request,
     is_entry,
     last_entry,
@@ -20,16 +22,16 @@ from ._requests import (
     parse_requests_query,
     parse_stream_query,
 )
-from ._running import read_running
+from ._why import Why, why
 
 __all__ = [
     "BUCKETS_MAX",
     "GROUP_KEYS",
     "TAG_PREFIX",
+    "Booked",
     "BudgetLeft",
     "Kind",
     "LimitLeft",
-    "Limits",
     "ModelPrice",
     "OrganizationQuery",
     "PriceShown",
@@ -41,6 +43,8 @@ __all__ = [
     "UsageBucket",
     "UsageQuery",
     "UsageResult",
+    "Why",
+    "find_event",
     "find_request",
     "is_entry",
     "kept_days",
@@ -54,8 +58,7 @@ __all__ = [
     "parse_requests_query",
     "parse_stream_query",
     "parse_time",
-    "read_limits",
-    "read_running",
     "replica_alias",
     "report",
+    "why",
 ]

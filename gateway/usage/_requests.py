@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.admission import usd
-from gateway.errors import Refusal, Refused
+from gateway.errors import Refusal, Refused, RefusedBy
 from gateway.metering import Status, UsageEvent
 from gateway.store import StoreUnavailable, TenantKeys, load_script
 
@@ -82,6 +82,9 @@ class RequestShown(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ended_ms: int
     corrects: str = ""
     reason: str = ""
+    policy: str = ""
+    queued_ms: int = 0
+    refused_by: RefusedBy | None = None
     corrections: list[RequestShown] | msgspec.UnsetType = msgspec.UNSET
     corrections_until_ms: int | msgspec.UnsetType = msgspec.UNSET
 
@@ -107,6 +110,13 @@ class RequestsQuery:
     limit: int
     values: dict[str, str]
     tenant: str | None
+
+
+class Booked(NamedTuple):
+    """An event, and its entry in the tenant's stream."""
+
+    entry: str
+    event: UsageEvent
 
 
 class _Piece(NamedTuple):
@@ -206,8 +216,25 @@ async def find_request(
 ) -> RequestShown | Refusal:
     """The event of this request, with the corrections that refer to it, or the 404 that says where it was looked for.
 
+    Raises:
+        StoreUnavailable: Redis did not answer.
+    """
+    found = await find_event(redis, tenant, request_id, query, now_s=now_s)
+    if isinstance(found, Refusal):
+        return found
+    corrections, until_ms = await _corrections(redis, TenantKeys(tenant).events, found.entry, request_id, replica_name)
+    return msgspec.structs.replace(
+        show_event(found.entry, found.event, replica_name), corrections=corrections, corrections_until_ms=until_ms
+    )
+
+
+async def find_event(
+    redis: Redis, tenant: str, request_id: str, query: RequestQuery, *, now_s: int
+) -> Booked | Refusal:
+    """The event of this request as it was booked, or the 404 that says where it was looked for.
+
     An id of the gateway's own, or any UUID of version 7, tells its time: the search begins there and goes forward.
-    Another is looked for from now backwards, or from `query.end_s`; of several events with it the newest is shown.
+    Another is looked for from now backwards, or from `query.end_s`; of several events with it the newest is found.
 
     Raises:
         StoreUnavailable: Redis did not answer.
@@ -228,10 +255,7 @@ async def find_request(
     async for part in pieces:
         for entry, json in part.found:
             if (event := _decode(json)).id == request_id:
-                corrections, until_ms = await _corrections(redis, key, entry, request_id, replica_name)
-                return msgspec.structs.replace(
-                    show_event(entry, event, replica_name), corrections=corrections, corrections_until_ms=until_ms
-                )
+                return Booked(entry, event)
         looked_at, last = looked_at + part.looked_at, part.last
         if looked_at >= SEARCHED_EVENTS:
             break
@@ -311,6 +335,9 @@ def show_event(entry: str, event: UsageEvent, replica_name: Callable[[str], str]
         ended_ms=event.ended_ms,
         corrects=event.corrects,
         reason=event.reason,
+        policy=event.policy,
+        queued_ms=event.queued_ms,
+        refused_by=event.refused_by,
     )
 
 

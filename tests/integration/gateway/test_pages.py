@@ -35,11 +35,13 @@ async def test_the_policys_context_wins(engine: Engine, start: Start) -> None:
 
 
 async def test_probes(engine: Engine, start: Start) -> None:
-    """`/healthz` is 200 while the process serves, `/readyz` while a replica is healthy; neither wants a key."""
+    """`/healthz` is 200 while the process serves, `/readyz` while a replica is healthy, with the policies in force;
+    neither wants a key."""
     served = await start(engine)
-    for path in ("/healthz", "/readyz"):
+    ready = {"status": "ok", "policy": served.lifecycle.policies.sha256[:12]}
+    for path, told in (("/healthz", {"status": "ok"}), ("/readyz", ready)):
         answer = await served.say(f"GET {path} HTTP/1.1\r\n\r\n")
-        assert (answer.status, answer.json) == (200, {"status": "ok"})
+        assert (answer.status, answer.json) == (200, told)
         assert "x-request-id" in answer.headers
     engine.healthy = False
     await served.lifecycle.fleet._probe_all()
@@ -120,7 +122,7 @@ async def test_head_has_no_body(engine: Engine, start: Start) -> None:
     """HEAD is GET without the body, and the connection stays in step."""
     served = await start(engine)
     async with served.connect() as client:
-        client.send(b"HEAD /healthz HTTP/1.1\r\n\r\nGET /readyz HTTP/1.1\r\n\r\n")
+        client.send(b"HEAD /healthz HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
         status, headers = await client.head()
         assert (status, headers["content-length"]) == (200, "15")
         assert (await client.answer()).json == {"status": "ok"}

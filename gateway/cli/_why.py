@@ -1,0 +1,102 @@
+"""`mtok why`: what decided on a request, and how long everything took."""
+
+# ruff: noqa: PLC0415 - see _app.py: what imports redis or a server is imported by the command that needs it
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlencode
+
+import msgspec
+import typer
+
+from gateway.errors import Refusal
+
+from ._store import ask_store
+from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment
+
+if TYPE_CHECKING:  # the room imports redis; a help page should not
+    from redis.asyncio import Redis
+
+    from gateway.usage import Booked, RequestQuery, Why
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("why", epilog=STORE_ENVIRONMENT)(why_)
+
+
+def why_(
+    request: Annotated[str, typer.Argument(help="Its id: x-request-id of the answer.", metavar="REQUEST_ID")],
+    tenant: Annotated[str | None, typer.Option(help="Whose request; without it all tenants are searched.")] = None,
+    start: Annotated[str | None, typer.Option(help="Look from then on: 24h (ago), Unix seconds or RFC 3339.")] = None,
+    end: Annotated[str | None, typer.Option(help="Look until then; written as --start.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the whole event.")] = False,
+) -> None:
+    """Say why a request was served, cut or refused: which rule decided, with its numbers, and what would have passed.
+
+    An id of the gateway's own tells its time; another is looked for in the last 24 hours unless --start says more.
+    Exit codes: 0 it was found, 1 it was not, 2 asked wrongly.
+
+    Example: mtok why 019a1b2c3d4e7f8091a2b3c4d5e6f708 --tenant acme
+    """
+    from gateway.usage import parse_request_query, why
+
+    now_s = int(time.time())
+    span = {name: moment(text, now_s=now_s) for name, text in (("start", start), ("end", end)) if text is not None}
+    query = parse_request_query(urlencode(span).encode(), now_s)
+    if isinstance(query, Refusal):
+        fail(query.message, MISUSED)
+    found = ask_store(lambda redis: _found(redis, tenant, request, query, now_s))
+    if isinstance(found, Refusal):
+        fail(found.message, FAILED)
+    told = why(found.event)
+    typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() if as_json else _shown(told))
+
+
+async def _found(redis: Redis, tenant: str | None, request: str, query: RequestQuery, now_s: int) -> Booked | Refusal:
+    from gateway.audit import tenants
+    from gateway.usage import find_event
+
+    missing = Refusal(status=404, code="request_not_found", message="There are no tenants here yet.")
+    for name in [tenant] if tenant is not None else await tenants(redis):
+        found = await find_event(redis, name, request, query, now_s=now_s)
+        if not isinstance(found, Refusal):
+            return found
+        missing = found
+    return missing
+
+
+def _shown(told: Why) -> str:
+    return "\n".join(f"{name:<11} {text}".rstrip() for name, text in _lines(told))
+
+
+def _lines(told: Why) -> Iterator[tuple[str, str]]:
+    from gateway.admission import seconds, usd
+
+    event = told.event
+    yield "request", f"{event.id} of {event.tenant}, key {event.key}, {event.endpoint}"
+    yield "model", f"{event.model or '-'}{f' at {event.replica}' if event.replica else ''}"
+    yield "policy", event.policy or "not known: an older gateway wrote the event"
+    yield "outcome", event.status + (f", {event.code}" if event.code else "")
+    yield "decided", told.decided
+    for way in told.would_pass:
+        yield "would pass", way
+    yield "arrived", _utc(event.arrived_ms)
+    if told.admitted_after_ms is not None:
+        yield "admitted", f"after {seconds(told.admitted_after_ms)}: every limit had room"
+        yield "queued", f"for {seconds(told.queued_ms)}" if told.queued_ms else "not at all"
+    for attempt in event.failed_attempts:
+        yield "failed at", f"{attempt.replica}: {attempt.code}"
+    if told.first_token_after_ms is not None:
+        yield "answered", f"after {seconds(told.first_token_after_ms)}"
+    yield "ended", f"after {seconds(told.ended_after_ms)}"
+    usage = event.usage
+    if usage.total_tokens:
+        yield "used", f"{usage.input_tokens} input ({usage.input_cached_tokens} cached), {usage.output_tokens} output"
+        yield "cost", f"${usd(event.cost_nanousd)}{f' at {event.price_epoch}' if event.price_epoch else ''}"
+
+
+def _utc(time_ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ms // 1000)) + f".{time_ms % 1000:03} UTC"
