@@ -23,6 +23,8 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from gateway import refusals
 from gateway.admission import Ask, Work
 from gateway.call import Call, Outcome, Reservation
@@ -32,7 +34,9 @@ from gateway.context import (
     PromptSize,
     check,
     estimate,
+    granted,
     least,
+    limits_for,
     output_most,
     prompt_most,
     surely_fits,
@@ -142,8 +146,20 @@ class Lifecycle:
             call.model, call.policy = model.spec.name, self.policies.version
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             prefixes, price = self._prefixes[model.spec.name], self.prices.get(model.spec.name)
-            limits = _context_limits(identity.tenant, model)
+            limits = limits_for(
+                identity.tenant,
+                call.key,
+                service=self.policies.class_of(identity.tenant),
+                model=model.spec,
+                context_tokens=model.context_tokens,
+            )
             size = estimate(view) if surely_fits(view, limits) else await self._measure(view, body, model, limits)
+            bound = granted(view, size, limits)
+            if bound is not None:
+                if view.output_tokens is None:
+                    limits = replace(limits, output_max=bound)
+                else:
+                    view = replace(view, output_tokens=bound)
             async with self._reserve(
                 call, identity.tenant, view=view, price=price, limits=limits, size=size
             ) as reservation:
@@ -152,7 +168,7 @@ class Lifecycle:
                     exchange = Exchange(
                         call=call,
                         view=view,
-                        body=_engine_body(view, body, model, limits),
+                        body=_engine_body(view, body, model, bound),
                         passed_on=_passed_on(given),
                         model=model,
                         prefixes=prefixes,
@@ -329,14 +345,6 @@ async def _end_unbooked(call: Call, outgoing: Outgoing) -> None:
         await outgoing.refuse(refusals.JOURNAL_AWAY, call.answer_headers())
 
 
-def _context_limits(tenant: TenantSpec, model: ModelFleet) -> ContextLimits:
-    return ContextLimits(
-        context=model.context_tokens,
-        input_max=tenant.limits.max_input_tokens,
-        output_max=tenant.limits.max_output_tokens,
-    )
-
-
 def _likely_tokens(view: RequestView, size: PromptSize, answers_most: int, per_minute: int | None) -> int:
     """Tokens/min to hold: the client's own bound; a usual answer where it named none, cut to what can ever fit."""
     if view.output_tokens is not None or not view.endpoint.generates:
@@ -359,11 +367,11 @@ def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
     return b"".join(b"%b: %b\r\n" % (name, given[name]) for name in sorted(_PASSED_ON) if name in given)
 
 
-def _engine_body(view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits) -> bytes:
-    """The client's body with what the gateway asks for: usage in streams, the tenant's bound, the model's own name."""
+def _engine_body(view: RequestView, body: bytes, model: ModelFleet, bound: int | None) -> bytes:
+    """The client's body with what the gateway asks for: usage in streams, the granted bound, the model's own name."""
     replaced: dict[str, object] = {}
-    if limits.output_max is not None and view.output_tokens is None and view.endpoint.generates:
-        replaced[view.endpoint.output_field] = limits.output_max
+    if bound is not None:
+        replaced[view.output_field] = bound
     if view.model != model.spec.name:
         replaced["model"] = model.spec.name
     if replaced:

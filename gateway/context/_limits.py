@@ -18,11 +18,23 @@ _PROMPT_PARAM = {Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input", En
 
 
 class ContextLimits(Struct, frozen=True, kw_only=True, gc=False):
-    """What a request must stay below, in tokens; None: unlimited. `context` binds each prompt with its answer."""
+    """What a request must stay below, in tokens; None: unlimited.
+
+    `context` is the engine's and binds each prompt with its answer; so does `total_max`, which only the gateway knows.
+    `input_of`, `output_of` and `total_of` say whose limit that is, for its refusal. Where a limit caps, an answer that
+    is asked to be longer is cut to what it allows, and only a prompt without room for a single token is refused.
+    """
 
     context: int | None
     input_max: int | None
     output_max: int | None
+    total_max: int | None = None
+    input_of: str = "your tenant's limit"
+    output_of: str = "your tenant's limit"
+    total_of: str = "your tenant's limit"
+    context_caps: bool = False
+    output_caps: bool = False
+    total_caps: bool = False
 
 
 class PromptSize(Struct, frozen=True, kw_only=True, gc=False):
@@ -64,57 +76,93 @@ def estimate(view: RequestView) -> PromptSize:
 
 
 def surely_fits(view: RequestView, limits: ContextLimits) -> bool:
-    """Whether even the most the prompt can have passes `check`: most requests are far from any limit."""
+    """Whether even the most the prompt can have passes `check`, and `granted` is the same whatever its size is: most
+    requests are far from any limit."""
     output = view.output_tokens or 0
-    if limits.output_max is not None and output > limits.output_max:
-        return False
+    output_max = limits.output_max
+    if output_max is not None and output > output_max:
+        if not limits.output_caps:
+            return False
+        output = output_max
     if view.prompt_tokens is None:
         prompt = longest = len(view.prompt) + TEMPLATE_TOKENS
     else:
         prompt, longest = view.prompt_tokens, view.longest_tokens or 0
     if limits.input_max is not None and prompt > limits.input_max:
         return False
-    needed = max(output, 1) if view.endpoint.generates else 0
-    return limits.context is None or longest + needed <= limits.context
+    if not view.endpoint.generates:
+        return _within(longest, limits)
+    if limits.total_max is not None:
+        answer = output or output_max
+        if answer is None or longest + answer > limits.total_max:
+            return False
+    return limits.context is None or longest + (output or 1) <= limits.context
 
 
 def check(view: RequestView, size: PromptSize, limits: ContextLimits) -> Refusal | None:
     """What refuses a prompt of this size, if anything does. The output limit needs no size and is checked too."""
     output = view.output_tokens or 0
     if limits.output_max is not None and output > limits.output_max:
-        return _refusal(
-            f"You asked for {output} output tokens ('{view.output_field}'), but your limit is {limits.output_max}. "
-            f"Set '{view.output_field}' to at most {limits.output_max}.",
-            view.output_field,
-        )
-    if limits.input_max is not None and size.total > limits.input_max:
-        counted = f"{'' if size.exact else 'at least '}{size.total} tokens"
-        return _refusal(
-            f"Your prompt has {counted}, but your limit is {limits.input_max} input tokens. Shorten the prompt.",
-            _prompt_param(view),
-        )
-    if limits.context is None:
-        return None
-    needed = max(output, 1) if view.endpoint.generates else 0
-    if size.longest + needed > limits.context:
-        prompt = f"{'' if size.exact else 'at least '}{size.longest} tokens"
-        if output and size.longest < limits.context:
+        if not limits.output_caps:
             return _refusal(
-                f"This model's context length is {limits.context} tokens. Your prompt has {prompt} and you asked for "
-                f"{output} output tokens, {size.longest + output} in all. Shorten the prompt, or set "
-                f"'{view.output_field}' to at most {limits.context - size.longest}.",
+                f"You asked for {output} output tokens ('{view.output_field}'), but {limits.output_of} is "
+                f"{limits.output_max}. Set '{view.output_field}' to at most {limits.output_max}.",
                 view.output_field,
             )
+        output = limits.output_max
+    if limits.input_max is not None and size.total > limits.input_max:
         return _refusal(
-            f"This model's context length is {limits.context} tokens, but your prompt has {prompt}. "
+            f"Your prompt has {_counted(size, size.total)}, but {limits.input_of} is {limits.input_max} input tokens. "
             "Shorten the prompt.",
             _prompt_param(view),
         )
-    return None
+    if limits.total_max is not None and (limits.context is None or limits.total_max < limits.context):
+        whose = f"{limits.total_of[0].upper()}{limits.total_of[1:]}"
+        bound, caps, said = limits.total_max, limits.total_caps, f"{whose} is {limits.total_max} tokens in all"
+    elif limits.context is not None:
+        bound, caps, said = (
+            limits.context,
+            limits.context_caps,
+            f"This model's context length is {limits.context} tokens",
+        )
+    else:
+        return None
+    return _check_whole(view, size, bound=bound, output=1 if caps else output, said=said)
+
+
+def _check_whole(view: RequestView, size: PromptSize, *, bound: int, output: int, said: str) -> Refusal | None:
+    """What refuses a prompt with its answer. `said` begins the message: what `bound` is."""
+    needed = max(output, 1) if view.endpoint.generates else 0
+    if size.longest + needed <= bound:
+        return None
+    prompt = _counted(size, size.longest)
+    if output > 1 and size.longest < bound:
+        return _refusal(
+            f"{said}. Your prompt has {prompt} and you asked for {output} output tokens, {size.longest + output} in "
+            f"all. Shorten the prompt, or set '{view.output_field}' to at most {bound - size.longest}.",
+            view.output_field,
+        )
+    return _refusal(f"{said}, but your prompt has {prompt}. Shorten the prompt.", _prompt_param(view))
+
+
+def granted(view: RequestView, size: PromptSize, limits: ContextLimits) -> int | None:
+    """The bound of each answer that the engine has to be told instead of the client's, for a request that passes
+    `check`; None: what the client says may stay. Where nobody could count the prompt it is by the estimate."""
+    if not view.endpoint.generates:
+        return None
+    asked, allowed = view.output_tokens, limits.output_max
+    if limits.total_max is not None:
+        allowed = _smaller(allowed, max(1, limits.total_max - size.longest))
+    if asked is None:
+        return allowed
+    if limits.context is not None and limits.context_caps:
+        allowed = _smaller(allowed, max(1, limits.context - size.longest))
+    return allowed if allowed is not None and asked > allowed else None
 
 
 def output_most(view: RequestView, prompt_least: int, limits: ContextLimits) -> int:
-    """The most output tokens one answer may get, by its own bound, the tenant's limit and the context."""
+    """The most output tokens one answer may get, by its own bound, its limit and the context. What `granted` says is
+    either of the first two by then."""
     if not view.endpoint.generates:
         return 0
     tokens = view.output_tokens
@@ -125,6 +173,21 @@ def output_most(view: RequestView, prompt_least: int, limits: ContextLimits) -> 
         if tokens is None or room < tokens:
             tokens = room if room > 0 else 1
     return tokens or 0
+
+
+def _within(longest: int, limits: ContextLimits) -> bool:
+    """Whether a prompt without an answer is short enough."""
+    return (limits.context is None or longest <= limits.context) and (
+        limits.total_max is None or longest <= limits.total_max
+    )
+
+
+def _smaller(one: int | None, other: int) -> int:
+    return other if one is None or other < one else one
+
+
+def _counted(size: PromptSize, tokens: int) -> str:
+    return f"{'' if size.exact else 'at least '}{tokens} tokens"
 
 
 def _known(view: RequestView) -> PromptSize:

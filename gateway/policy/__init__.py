@@ -8,6 +8,7 @@ from ._difference import Difference, differences
 from ._documents import (
     BudgetPeriod,
     ClassSpec,
+    ContextSpec,
     Engine,
     GpuSpec,
     JournalFailure,
@@ -35,6 +36,7 @@ from ._schema import json_schema
 __all__ = [
     "BudgetPeriod",
     "ClassSpec",
+    "ContextSpec",
     "Difference",
     "Engine",
     "GpuSpec",

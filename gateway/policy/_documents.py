@@ -15,6 +15,7 @@ JournalFailure = Literal["refuse", "serve"]
 StoreFailure = Literal["refuse", "degrade"]
 Disconnect = Literal["abort", "finish"]
 SinkFormat = Literal["cloudevents", "lago"]
+Excess = Literal["refuse", "cap"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,23 @@ class PriceSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSpec:
+    """How long one request may be, in tokens; None means no limit. `max_total_tokens` binds a prompt together with its
+    answer. `on_excess` is what happens to a request that asks for a longer answer than one of these allows."""
+
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    max_total_tokens: int | None = None
+    on_excess: Excess = "refuse"
+
+    @property
+    def limits(self) -> bool:
+        """Whether there is any limit."""
+        lengths = (self.max_input_tokens, self.max_output_tokens, self.max_total_tokens)
+        return any(length is not None for length in lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
     an answer whose client hangs up: the engine stops, or finishes it and all of it is billed."""
@@ -59,6 +77,7 @@ class ModelSpec:
     engine: Engine = "vllm"
     aliases: tuple[str, ...] = ()
     context_tokens: int | None = None
+    context: ContextSpec | None = None
     on_disconnect: Disconnect = "abort"
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
@@ -86,6 +105,7 @@ class KeySpec:
     id: str
     sha256: str
     limits: KeyLimitsSpec | None = None
+    context: ContextSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +148,15 @@ class TenantSpec:
     models: tuple[str, ...] = ("*",)
     class_name: str | None = None
     limits: LimitsSpec = field(default_factory=LimitsSpec)
+    context: ContextSpec | None = None
     time_zone: str = "UTC"
     _key_limits: dict[str, KeyLimitsSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _key_contexts: dict[str, ContextSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
     _is_budgeted: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         self._key_limits.update({key.id: key.limits for key in self.keys if key.limits is not None})
+        self._key_contexts.update({key.id: key.context for key in self.keys if key.context is not None})
         object.__setattr__(self, "_is_budgeted", bool(self.limits.budgets))
         if self.time_zone != self.limits.time_zone:
             object.__setattr__(self, "limits", replace(self.limits, time_zone=self.time_zone))
@@ -141,6 +164,10 @@ class TenantSpec:
     def limits_of_key(self, key: str) -> KeyLimitsSpec | None:
         """The limits of one of its keys by public id."""
         return self._key_limits.get(key)
+
+    def context_of_key(self, key: str) -> ContextSpec | None:
+        """How long requests with one of its keys may be, by public id."""
+        return self._key_contexts.get(key)
 
     def has_budget(self, key: str) -> bool:
         """Whether a request with this key is paid from any budget, so that its dollars have to be reserved."""
@@ -175,6 +202,7 @@ class ClassSpec:
     weight: Decimal = Decimal(1)
     max_wait_s: Decimal = Decimal(2)
     slo: SloSpec = field(default_factory=SloSpec)
+    context: ContextSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from gateway.pricing import GPUS
 
-from ._documents import GpuSpec, PriceSpec, TagsSpec
+from ._documents import ContextSpec, GpuSpec, PriceSpec, TagsSpec
 from ._numbers import plain
 
 ANY_MODEL = "*"
@@ -99,6 +99,13 @@ def check_tag_header(text: str) -> str | None:
     if text.lower() in _NOT_FOR_TAGS:
         return "has a meaning of its own; name another header, such as x-mtok-tags"
     return None
+
+
+def check_context(value: object) -> list[tuple[str, str]]:
+    """Context limits limit something: the field to blame and what is wrong."""
+    if cast(ContextSpec, value).limits:
+        return []
+    return [("on_excess", "says nothing alone; add max_input_tokens, max_output_tokens or max_total_tokens")]
 
 
 def check_tags(value: object) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from gateway.pricing import GPUS
 from . import _numbers as units
 from ._documents import (
     ClassSpec,
+    ContextSpec,
     GpuSpec,
     KeyLimitsSpec,
     KeySpec,
@@ -27,6 +28,7 @@ from ._keys import check_public_id
 from ._rules import (
     MODEL_NAME,
     PLAIN_NAME,
+    check_context,
     check_gpu,
     check_model_choice,
     check_model_name,
@@ -66,6 +68,33 @@ _RATIO = Number(unit=units.SHARE_OF_OUTPUT, whole=False, minimum=Decimal(0), max
 def _limit(unit: Unit, about: str, *aka: str) -> Field:
     return Field(shape=Number(unit=unit, absent="no limit"), about=about, aka=aka)
 
+
+_CONTEXT_FIELDS = {
+    "max_input_tokens": _limit(units.TOKENS, "Longest prompt, in tokens.", "max_prompt_tokens"),
+    "max_output_tokens": _limit(units.TOKENS, "Longest answer, in tokens.", "max_tokens", "max_completion_tokens"),
+    "max_total_tokens": _limit(units.TOKENS, "Longest prompt and answer together, in tokens.", "max_model_len"),
+    "on_excess": Field(
+        shape=Choice(options=("refuse", "cap")),
+        about="A request that asks for a longer answer than a limit of this block allows is refused (default), or "
+        "gets as many tokens as it allows (cap).",
+    ),
+}
+
+CONTEXT = Record(
+    what="context limits",
+    build=ContextSpec,
+    example="{max_output_tokens: 1000, on_excess: cap}",
+    check=check_context,
+    fields=_CONTEXT_FIELDS,
+)
+
+CONTEXT_BESIDE_OTHERS = Record(
+    what="context limits",
+    build=ContextSpec,
+    example="{max_output_tokens: 1000, on_excess: cap}",
+    fields=_CONTEXT_FIELDS,
+)
+"""Where `on_excess` alone says something too: of a tenant's `limits`, of a model's own context."""
 
 REPLICA = Record(
     what="a replica",
@@ -149,6 +178,10 @@ MODEL = Record(
             about="Longest prompt and answer together, in tokens; read from the engine's /v1/models when absent.",
             aka=("max_model_len", "context_length", "max_context"),
         ),
+        "context": Field(
+            shape=CONTEXT_BESIDE_OTHERS,
+            about="How long requests for this model may be; on_excess holds for the model's own context too.",
+        ),
         "on_disconnect": Field(
             shape=Choice(options=("abort", "finish")),
             about="When a client hangs up the engine stops (abort, the default), or its answer is read to its end and "
@@ -212,6 +245,7 @@ KEY = Record(
             aka=("hash", "sha", "digest", "key_hash"),
         ),
         "limits": Field(shape=KEY_LIMITS, about="What this key may use of what its tenant may."),
+        "context": Field(shape=CONTEXT, about="How long requests with this key may be; the smallest limit wins."),
     },
 )
 
@@ -274,6 +308,10 @@ TENANT = Record(
             shape=_CLASS, attribute="class_name", about="Service class, one of `classes`.", aka=("priority_class",)
         ),
         "limits": Field(shape=LIMITS, about="What the tenant may use; without it, no limit.", aka=("limit", "quota")),
+        "context": Field(
+            shape=CONTEXT_BESIDE_OTHERS,
+            about="How long this tenant's requests may be; on_excess holds for the lengths in its limits too.",
+        ),
         "time_zone": Field(
             shape=Text(what="a time zone", check=check_time_zone, pattern=r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*"),
             about="IANA name of the zone in which days and months of the budget begin (default UTC).",
@@ -316,6 +354,7 @@ CLASS = Record(
             aka=("timeout", "max_wait", "queue_timeout_s"),
         ),
         "slo": Field(shape=SLO, about="Latency targets of this class."),
+        "context": Field(shape=CONTEXT, about="How long requests of this class may be; the smallest limit wins."),
     },
 )
 

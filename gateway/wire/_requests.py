@@ -45,8 +45,6 @@ class Endpoint(Enum):
         """Whether an answer holds output tokens."""
         self.computes = self.generates or path == "/v1/embeddings"
         """Whether it takes GPU time, so that its tokens are limited and billed."""
-        self.output_field = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
-        """The field that bounds an answer when the client named none."""
 
 
 class RequestView(Struct, frozen=True, kw_only=True, gc=False):

@@ -145,6 +145,66 @@ async def test_the_tenants_output_limit_stands_in_the_body(engine: Engine, start
     assert engine.received[-1].json == {"model": "tiny", "input": "x"}
 
 
+async def test_too_long_an_answer_is_cut_in_the_clients_own_field(engine: Engine, start: Start) -> None:
+    """`on_excess: cap` writes the smaller bound where the client wrote the larger; all else stays, in its order."""
+    engine.script = as_json({})
+    served = await start(engine, limits={"max_output_tokens": 50}, tenant={"context": {"on_excess": "cap"}})
+    for path, body, field in (
+        (CHAT, {"messages": HI, "max_tokens": 51}, "max_tokens"),
+        (CHAT, {"messages": HI, "max_tokens": 7, "max_completion_tokens": 51, "n": 2}, "max_completion_tokens"),
+        ("/v1/messages", {"messages": HI, "max_tokens": 9000}, "max_tokens"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 51}, "max_tokens"),
+        ("/v1/responses", {"max_output_tokens": 51, "input": "x"}, "max_output_tokens"),
+    ):
+        assert (await served.post({"model": "tiny", **body}, path)).status == 200
+        assert list(engine.received[-1].json.items()) == list({"model": "tiny", **body, field: 50}.items())
+        within = {"model": "tiny", **body, field: 50}
+        await served.post(within, path)
+        assert engine.received[-1].json == within
+
+
+async def test_a_cut_answer_is_held_at_what_it_can_be(engine: Engine, start: Start) -> None:
+    """Tokens are reserved by the bound the engine gets, once for each of `n` samples."""
+    engine.script = recording("chat").script()
+    served = await start(
+        engine, limits={"tokens_per_minute": 1000}, key={"context": {"max_output_tokens": 50, "on_excess": "cap"}}
+    )
+    answer = await served.post({"model": "tiny", "messages": HI, "max_tokens": 4000, "n": 3})
+    assert answer.status == 200
+    prompt = len(json.dumps(HI, separators=(",", ":"))) // 4
+    assert 1000 - int(answer.headers["x-ratelimit-remaining-tokens"]) in (prompt + 150, prompt + 151)
+
+
+async def test_prompt_and_answer_share_a_total(engine: Engine, start: Start) -> None:
+    """The answer gets what the counted prompt leaves of `max_total_tokens`, whether its client named more or none."""
+    engine.script = as_json({})
+    engine.prompt_tokens = 60
+    served = await start(
+        engine, service={"context": {"max_total_tokens": 100, "on_excess": "cap"}}, context={"max_output_tokens": 80}
+    )
+    for asked in ({}, {"max_tokens": 41}, {"max_tokens": 80}):
+        assert (await served.post({"model": "tiny", "messages": HI, **asked})).status == 200
+        assert engine.received[-1].json["max_tokens"] == 40
+    engine.prompt_tokens = 100
+    answer = await served.post({"model": "tiny", "messages": HI, "max_tokens": 5})
+    assert answer.status == 400
+    assert (
+        "The limit of class 'service' is 100 tokens in all, but your prompt has 100 tokens" in answer.error["message"]
+    )
+    assert answer.error["param"] == "messages"
+    answer = await served.post({"model": "tiny", "messages": HI, "max_tokens": 81})
+    assert "the limit of model 'tiny' is 80" in answer.error["message"]
+
+
+async def test_the_context_cuts_where_its_model_caps(engine: Engine, start: Start) -> None:
+    """An answer that the context has no room for is cut to the room there is, by the engine's count."""
+    engine.script = as_json({})
+    engine.prompt_tokens = 7
+    served = await start(engine, context={"on_excess": "cap"})
+    assert (await served.post({"model": "tiny", "messages": HI, "max_tokens": 1_000_000})).status == 200
+    assert engine.received[-1].json["max_tokens"] == 4096 - 7
+
+
 async def test_completions_keep_the_engines_own_default_of_16_tokens(engine: Engine, start: Start) -> None:
     """A completions request without `max_tokens` is one for 16 (OpenAI's and vLLM's default), not for the limit."""
     engine.script = recording("completions").script()

@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.context import ContextLimits, PromptSize, check, estimate, least, most, output_most, questions, surely_fits
+from gateway.context import (
+    ContextLimits,
+    PromptSize,
+    check,
+    estimate,
+    granted,
+    least,
+    limits_for,
+    most,
+    output_most,
+    questions,
+    surely_fits,
+)
+from gateway.policy import ClassSpec, ContextSpec, KeySpec, LimitsSpec, ModelSpec, TenantSpec
 from gateway.wire import Endpoint, RequestView, parse
 
 TEXT = st.text(max_size=300) | st.text(alphabet='ab \u4e2d\U0001f600\x00"\\', max_size=300)
@@ -196,3 +209,121 @@ def test_what_surely_fits_is_what_passes_at_its_largest(
         output_tokens=output,
     )
     assert surely_fits(view, limits) == (check(view, most(view), limits) is None)
+
+
+# Caps and totals.
+
+
+ALL_LIMITS = st.builds(
+    ContextLimits,
+    context=LIMITS,
+    input_max=LIMITS,
+    output_max=LIMITS,
+    total_max=LIMITS,
+    context_caps=st.booleans(),
+    output_caps=st.booleans(),
+    total_caps=st.booleans(),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    messages=CHATS,
+    share=st.floats(0, 1),
+    tokens=st.none() | st.integers(1, 3000),
+    generates=st.booleans(),
+    limits=ALL_LIMITS,
+)
+def test_what_is_granted_never_exceeds_a_limit(
+    messages: list[dict[str, str]], share: float, tokens: int | None, generates: bool, limits: ContextLimits
+) -> None:
+    """Of a counted prompt that passes: its answer is within every limit of the gateway's, and within the context if the
+    client named a bound; nothing that the client asked for is cut without need."""
+    view = chat_view(messages, max_tokens=tokens)
+    if not generates:
+        view = parse(Endpoint.EMBEDDINGS, json.dumps({"model": "tiny", "input": messages[0]["content"]}).encode())
+    count = least(view).total + round(share * (most(view).total - least(view).total))
+    exact = PromptSize(total=count, longest=count, exact=True)
+    bound = granted(view, exact, limits)
+    if check(view, exact, limits) is not None:
+        return
+    if not generates:
+        assert bound is None
+        return
+    output = bound or tokens
+    bounds = [limits.output_max, None if limits.total_max is None else limits.total_max - count]
+    for allowed in bounds:
+        assert allowed is None or (output is not None and 1 <= output <= allowed)
+    if tokens is None:
+        assert bound is None or bound in bounds
+        return
+    assert output is not None
+    context = None if limits.context is None else limits.context - count
+    assert context is None or 1 <= output <= context
+    assert output == min([tokens, *(allowed for allowed in (*bounds, context) if allowed is not None)])
+    if bound is not None:
+        assert limits.context_caps or limits.output_caps or limits.total_caps
+
+
+@settings(max_examples=400, deadline=None)
+@given(messages=CHATS, tokens=st.none() | st.integers(1, 3000), limits=ALL_LIMITS)
+def test_a_prompt_that_surely_fits_is_granted_the_same_whatever_its_size(
+    messages: list[dict[str, str]], tokens: int | None, limits: ContextLimits
+) -> None:
+    """Nobody needs to count it: it passes at its largest, and its answer's bound does not depend on its size."""
+    view = chat_view(messages, max_tokens=tokens)
+    if surely_fits(view, limits):
+        assert check(view, most(view), limits) is None
+        assert granted(view, least(view), limits) == granted(view, most(view), limits)
+
+
+def test_too_long_an_answer_is_cut_or_refused_by_its_limits_owner() -> None:
+    """The smallest limit decides, with its own `on_excess`, and the refusal says whose it is."""
+    tenant = TenantSpec(
+        name="acme",
+        keys=(KeySpec(id="a-ci", sha256="0" * 64, context=ContextSpec(max_output_tokens=50)),),
+        limits=LimitsSpec(max_output_tokens=90, max_input_tokens=1000),
+        context=ContextSpec(on_excess="cap"),
+    )
+    service = ClassSpec(name="batch", context=ContextSpec(max_total_tokens=80, max_output_tokens=70))
+    model = ModelSpec(name="tiny", replicas=(), context=ContextSpec(max_input_tokens=60))
+
+    def limits(key: str, service: ClassSpec, model: ModelSpec) -> ContextLimits:
+        return limits_for(tenant, key, service=service, model=model, context_tokens=4096)
+
+    plain_class, plain_model = ClassSpec(name="default"), ModelSpec(name="tiny", replicas=())
+    view = chat_view([{"role": "user", "content": "x"}], max_tokens=100)
+    size = PromptSize(total=61, longest=61, exact=True)
+
+    def message(limits: ContextLimits, **asked: int | None) -> str:
+        refusal = check(chat_view([{"role": "user", "content": "x"}], **asked), size, limits)
+        assert refusal is not None
+        return refusal.message
+
+    of_tenant = limits("other", plain_class, plain_model)
+    assert (of_tenant.output_max, of_tenant.input_max, of_tenant.output_caps) == (90, 1000, True)
+    assert check(view, size, of_tenant) is None
+    assert granted(view, size, of_tenant) == 90
+
+    assert message(limits("a-ci", service, plain_model), max_tokens=51) == (
+        "You asked for 51 output tokens ('max_tokens'), but your key's limit is 50. Set 'max_tokens' to at most 50."
+    )
+    assert "the limit of class 'batch' is 70" in message(limits("other", service, plain_model), max_tokens=71)
+    assert message(limits("other", service, plain_model), max_tokens=20) == (
+        "The limit of class 'batch' is 80 tokens in all. Your prompt has 61 tokens and you asked for 20 output tokens, "
+        "81 in all. Shorten the prompt, or set 'max_tokens' to at most 19."
+    )
+    assert "the limit of model 'tiny' is 60 input tokens" in message(limits("other", service, model), max_tokens=5)
+    assert granted(chat_view([{"role": "user", "content": "x"}]), size, limits("a-ci", service, plain_model)) == 19
+
+
+def test_without_blocks_the_tenants_limits_are_as_they_were() -> None:
+    """A total above the context binds nothing; without any block the limits are the tenant's and the model's."""
+    tenant = TenantSpec(name="acme", limits=LimitsSpec(max_output_tokens=90))
+    service, model = ClassSpec(name="default"), ModelSpec(name="tiny", replicas=())
+    plain = limits_for(tenant, "k", service=service, model=model, context_tokens=4096)
+    assert plain == ContextLimits(context=4096, input_max=None, output_max=90)
+    wide = ModelSpec(name="tiny", replicas=(), context=ContextSpec(max_total_tokens=4096))
+    assert limits_for(tenant, "k", service=service, model=wide, context_tokens=4096).total_max is None
+    assert limits_for(tenant, "k", service=service, model=wide, context_tokens=None).total_max == 4096
+    assert limits_for(tenant, "k", service=service, model=wide, context_tokens=8192).total_max == 4096

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.policy import (
     ClassSpec,
+    ContextSpec,
     GpuSpec,
     KeyLimitsSpec,
     KeySpec,
@@ -243,3 +244,25 @@ def test_a_key_has_limits_of_its_own(tmp_path: Path) -> None:
     assert tenant.limits_of_key("a-ci") == KeyLimitsSpec(tokens_per_day=1000, usd_per_day=Decimal("2.5"))
     assert tenant.limits_of_key("a-b") is None
     assert (tenant.has_budget("a-ci"), tenant.has_budget("a-b")) == (True, False)
+
+
+def test_lengths_of_keys_tenants_classes_and_models(tmp_path: Path) -> None:
+    """Each may have context limits of its own; where nothing else has lengths, `on_excess` alone is a mistake."""
+    document = """\
+models:
+  tiny: {replicas: [{url: "http://h:1"}], context: {on_excess: cap}}
+tenants:
+  acme: {class: batch, keys: [{id: a-ci, sha256: "%s", context: {max_input_tokens: 5}}], context: {on_excess: cap}}
+classes:
+  batch: {context: {max_total_tokens: 9, max_output_tokens: 3, on_excess: refuse}}
+"""
+    (tmp_path / "all.yaml").write_text(document % ("0" * 64))
+    policies = load(tmp_path)
+    acme = policies.tenants["acme"]
+    assert acme.context == policies.models["tiny"].context == ContextSpec(on_excess="cap")
+    assert acme.context_of_key("a-ci") == ContextSpec(max_input_tokens=5)
+    assert acme.context_of_key("other") is None
+    assert policies.class_of(acme).context == ContextSpec(max_output_tokens=3, max_total_tokens=9)
+    (tmp_path / "all.yaml").write_text((document % ("0" * 64)).replace("max_input_tokens: 5", "on_excess: cap"))
+    with pytest.raises(PolicyError, match="on_excess: says nothing alone; add max_input_tokens"):
+        load(tmp_path)
