@@ -228,6 +228,8 @@ class Lifecycle:
             return estimate(view)
         if refusal := check(view, least(view), limits):
             raise Refused(refusal)
+        if view.attachments:  # no tokenizer tells their tokens, so what is left of the limits is the engine's to hold
+            return estimate(view)
         size = await count_prompt(self.fleet, model, view, body) or estimate(view)
         if refusal := check(view, size, limits):
             raise Refused(refusal)

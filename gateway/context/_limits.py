@@ -14,6 +14,11 @@ RAW_BYTES_PER_TOKEN_MAX = 768
 BYTES_PER_TOKEN = 4
 """English text in a vocabulary of 32k to 128k: the usual estimate, where nothing hangs on it."""
 
+UNBOUNDED_TOKENS = 2**24
+"""More than any model's context, for prompts whose bytes bound nothing."""
+ATTACHMENT_TOKENS = 1000
+"""A picture of 900 x 900 in patches of 28 x 28 (Qwen-VL); again where nothing hangs on it."""
+
 _PROMPT_PARAM = {Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input", Endpoint.EMBEDDINGS: "input"}
 
 
@@ -49,15 +54,15 @@ def least(view: RequestView) -> PromptSize:
     """A lower bound."""
     if view.prompt_tokens is not None:
         return _known(view)
-    total = len(view.prompt) // RAW_BYTES_PER_TOKEN_MAX
+    total = (len(view.prompt) - view.attachment_bytes) // RAW_BYTES_PER_TOKEN_MAX
     return PromptSize(total=total, longest=total // view.prompts, exact=False)
 
 
 def most(view: RequestView) -> PromptSize:
-    """An upper bound: a token is at least one byte of the prompt's JSON, or of the template."""
+    """An upper bound: a token is at least one byte of the prompt's JSON, or of the template. A picture can be more."""
     if view.prompt_tokens is not None:
         return _known(view)
-    total = len(view.prompt) + TEMPLATE_TOKENS
+    total = _text_most(view)
     return PromptSize(total=total, longest=total, exact=False)
 
 
@@ -71,7 +76,8 @@ def estimate(view: RequestView) -> PromptSize:
     """What it probably is."""
     if view.prompt_tokens is not None:
         return _known(view)
-    total = max(1, len(view.prompt) // BYTES_PER_TOKEN)
+    text = (len(view.prompt) - view.attachment_bytes) // BYTES_PER_TOKEN
+    total = max(1, text + view.attachments * ATTACHMENT_TOKENS)
     return PromptSize(total=total, longest=max(1, total // view.prompts), exact=False)
 
 
@@ -85,7 +91,7 @@ def surely_fits(view: RequestView, limits: ContextLimits) -> bool:
             return False
         output = output_max
     if view.prompt_tokens is None:
-        prompt = longest = len(view.prompt) + TEMPLATE_TOKENS
+        prompt = longest = _text_most(view)
     else:
         prompt, longest = view.prompt_tokens, view.longest_tokens or 0
     if limits.input_max is not None and prompt > limits.input_max:
@@ -173,6 +179,12 @@ def output_most(view: RequestView, prompt_least: int, limits: ContextLimits) -> 
         if tokens is None or room < tokens:
             tokens = room if room > 0 else 1
     return tokens or 0
+
+
+def _text_most(view: RequestView) -> int:
+    if view.attachments or view.own_template:
+        return UNBOUNDED_TOKENS
+    return len(view.prompt) + TEMPLATE_TOKENS
 
 
 def _within(longest: int, limits: ContextLimits) -> bool:

@@ -15,6 +15,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from gateway.errors import Refusal, Refused
 
+from ._attachments import attachments
+
 Count = Annotated[int, Meta(ge=1)]
 
 _NOTHING = Raw()
@@ -53,6 +55,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     `prompt` holds the raw JSON the prompt is made of, most stable part first: input of the prefix chain and an upper
     bound of its length (a token is at least one byte). `prompt_tokens` (all prompts) and `longest_tokens` (the longest
     of them) are known only when the client sent token ids.
+    `attachments` counts its parts that are no text (`attachment_bytes` of it), `own_template` is whether the client
+    says itself how messages become text: of neither do bytes bound the tokens.
     `answers` is how many sequences the engine will generate (samples × prompts), `prompts` how many it must read.
     `output_tokens` is the client's own bound per answer, `output_field` the field it stands in or would stand in.
     `user` and `metadata` are raw JSON, unchecked and empty when not sent: nothing but the split of usage needs them.
@@ -63,6 +67,9 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     prompt: bytes
     prompt_tokens: int | None = None
     longest_tokens: int | None = None
+    attachments: int = 0
+    attachment_bytes: int = 0
+    own_template: bool = False
     stream: bool = False
     prompts: int = 1
     samples: int = 1
@@ -96,6 +103,8 @@ class _Chat(_SaysOfItself, kw_only=True):
     model: str
     messages: Raw
     tools: Raw | UnsetType = UNSET
+    documents: Raw = _NOTHING
+    chat_template: Raw = _NOTHING
     stream: bool | None = None
     stream_options: _StreamOptions | UnsetType | None = UNSET
     max_tokens: Count | None = None
@@ -183,11 +192,17 @@ def _parse_chat(body: bytes) -> RequestView:
     view = _chat.decode(body)
     _require_items(view.messages, "messages")
     prompt = bytes(view.messages) if view.tools is UNSET else bytes(view.tools) + bytes(view.messages)
+    attached, attached_bytes = attachments(bytes(view.messages))
+    if view.documents and bytes(view.documents) != b"null":
+        attached += 1
     output_field = "max_tokens" if view.max_completion_tokens is None else "max_completion_tokens"
     return RequestView(
         endpoint=Endpoint.CHAT,
         model=view.model,
         prompt=prompt,
+        attachments=attached,
+        attachment_bytes=attached_bytes,
+        own_template=bool(view.chat_template) and bytes(view.chat_template) != b"null",
         stream=bool(view.stream),
         samples=view.n or 1,
         output_tokens=view.max_completion_tokens or view.max_tokens,
@@ -227,6 +242,7 @@ def _parse_responses(body: bytes) -> RequestView:
     view = _responses.decode(body)
     prompt = bytes(view.input)
     _require_prompt(prompt, "input")
+    attached, attached_bytes = attachments(prompt) if prompt[:1] == b"[" else (0, 0)
     for part in (view.instructions, view.tools):
         if part is not UNSET:
             prompt = bytes(part) + prompt
@@ -234,6 +250,8 @@ def _parse_responses(body: bytes) -> RequestView:
         endpoint=Endpoint.RESPONSES,
         model=view.model,
         prompt=prompt,
+        attachments=attached,
+        attachment_bytes=attached_bytes,
         stream=bool(view.stream),
         output_tokens=view.max_output_tokens,
         output_field="max_output_tokens",
@@ -253,6 +271,7 @@ def _parse_count_tokens(body: bytes) -> RequestView:
 def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
     _require_items(view.messages, "messages")
     prompt = bytes(view.messages)
+    attached, attached_bytes = attachments(prompt)
     for part in (view.system, view.tools):
         if part is not UNSET:
             prompt = bytes(part) + prompt
@@ -260,6 +279,8 @@ def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
         endpoint=endpoint,
         model=view.model,
         prompt=prompt,
+        attachments=attached,
+        attachment_bytes=attached_bytes,
         stream=bool(view.stream),
         output_tokens=view.max_tokens,
         user=_messages_user(bytes(view.metadata)) if view.metadata else b"",

@@ -338,6 +338,18 @@ async def test_a_tokenizer_that_cannot_tell_leaves_the_limit_to_the_engine(engin
     await took_nothing(served)
 
 
+async def test_a_picture_is_held_at_the_context_and_not_counted(engine: Engine, start: Start) -> None:
+    """No tokenizer tells a picture's tokens: the engine decides, and dollars are reserved for all it may take."""
+    engine.script = recording("chat").script()
+    served = await start(engine, limits=LIMITS | {"concurrent_tokens": 4096 + 20})
+    parts = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": parts}], "max_tokens": 20}
+    assert (await served.post(body)).status == 200
+    assert engine.tokenized == []
+    assert (await served.post(body | {"max_tokens": 21})).error["code"] != "context_length_exceeded"
+    assert len(engine.received) == 1
+
+
 # 413 and 408
 
 

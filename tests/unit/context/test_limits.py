@@ -19,6 +19,7 @@ from gateway.context import (
     limits_for,
     most,
     output_most,
+    prompt_most,
     questions,
     surely_fits,
 )
@@ -327,3 +328,24 @@ def test_without_blocks_the_tenants_limits_are_as_they_were() -> None:
     assert limits_for(tenant, "k", service=service, model=wide, context_tokens=4096).total_max is None
     assert limits_for(tenant, "k", service=service, model=wide, context_tokens=None).total_max == 4096
     assert limits_for(tenant, "k", service=service, model=wide, context_tokens=8192).total_max == 4096
+
+
+def test_bytes_bound_no_picture() -> None:
+    """A picture's tokens are bound by the context alone, its bytes are in no estimate, and a text too long beside it is
+    refused all the same."""
+    limits = ContextLimits(context=4096, input_max=None, output_max=100)
+    by_url = [{"type": "image_url", "image_url": {"url": "http://h/x.png"}}]
+    whole = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4_000_000}}]
+    for parts in (by_url, whole):
+        view = chat_view([{"role": "user", "content": parts}])  # type: ignore[dict-item]
+        assert not surely_fits(view, limits)
+        assert prompt_most(view, estimate(view), limits) == 4096
+        assert 1000 <= estimate(view).total <= 1050
+        assert check(view, least(view), limits) is None
+    text = [{"type": "text", "text": "x" * 4_000_000}, *by_url]
+    view = chat_view([{"role": "user", "content": text}])  # type: ignore[dict-item]
+    refusal = check(view, least(view), limits)
+    assert refusal is not None
+    assert "at least 5208 tokens" in refusal.message
+    own = chat_view([{"role": "user", "content": "x"}], chat_template="{% for i in range(9999) %}x{% endfor %}")
+    assert not surely_fits(own, limits)
