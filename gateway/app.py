@@ -15,6 +15,7 @@ from starlette.routing import Route, Router
 
 from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
+from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher
 from gateway.endpoints import Page, Pages, Relayed, unknown
 from gateway.export import Sink
@@ -100,6 +101,7 @@ class Gateway:
             log.warning("the `ledger` section has changed: but for tags and users that needs a restart")
         self._policies = policies
         lifecycle.fleet.update(policies.models.values())
+        lifecycle.counter.use(policies.models.values())
         lifecycle.keys.use(policies)
         lifecycle.apply(policies)
         lifecycle.telemetry.metrics.show_policy(policies.version)
@@ -125,6 +127,7 @@ class Gateway:
                 )
             )
             fleet = await stack.enter_async_context(Fleet(policies.models.values()))
+            counter = await stack.enter_async_context(PromptCounter(fleet, policies.models.values()))
             await stack.enter_async_context(
                 Scraper(fleet.replicas, redis, now_ms=clock.now_ms, kept_s=policies.ledger.keep_minutes_days * DAY_S)
             )
@@ -143,6 +146,7 @@ class Gateway:
             lifecycle = self._lifecycle = Lifecycle(
                 policies=policies,
                 fleet=fleet,
+                counter=counter,
                 keys=keys,
                 ledger=ledger,
                 dispatcher=dispatcher,

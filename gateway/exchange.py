@@ -11,7 +11,8 @@ from msgspec import Struct
 from gateway import refusals
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
-from gateway.context import PromptSize, questions, text_questions
+from gateway.context import PromptSize, text_questions
+from gateway.counting import PromptCounter, count_prompt, count_texts
 from gateway.dispatch import Slot
 from gateway.errors import Refusal, Refused
 from gateway.fleet import ConnectFailed, Fleet, Interrupted, ModelFleet, Replica, UpstreamLost
@@ -51,6 +52,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
     watch: ClientWatch
     outgoing: Outgoing
     fleet: Fleet
+    counter: PromptCounter
     telemetry: Telemetry
     clock: Clock
 
@@ -155,6 +157,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
         if self.slot is not None:
             self.slot.ended(outcome.metered.usage)
         await self.reservation.settle(outcome)
+        if outcome.status == "ok" and not outcome.metered.estimated:
+            self.counter.answered(self.model, self.view, self.body, outcome.metered.usage.input_tokens)
 
     def _note_failed(self, replica: Replica, reason: str, error: Exception | None) -> None:
         """What an attempt burnt that died after it was sent is the platform's loss."""
@@ -262,22 +266,9 @@ class Exchange(Struct, frozen=True, kw_only=True):
         """Prompt and output by the engine's own tokenizer; where it cannot tell, a token for each text."""
         asked = text_questions(texts, self.model.spec.name)
         prompt, said = await asyncio.gather(
-            count_prompt(self.fleet, self.model, self.view, self.body), _count(self.fleet, self.model, asked)
+            count_prompt(self.fleet, self.model, self.view, self.body), count_texts(self.fleet, self.model, asked)
         )
         return prompt, uncounted + (len(texts) if said is None else sum(said))
 
     def _head(self, answer: Answer) -> Headers:
         return [*answer.headers, *self.call.answer_headers()]
-
-
-async def count_prompt(fleet: Fleet, model: ModelFleet, view: RequestView, body: bytes) -> PromptSize | None:
-    """Prompt tokens by the engine's own tokenizer; None when it cannot tell."""
-    counts = await _count(fleet, model, questions(view, body, model.spec.name))
-    return PromptSize(total=sum(counts), longest=max(counts), exact=True) if counts else None
-
-
-async def _count(fleet: Fleet, model: ModelFleet, asked: Sequence[tuple[str, bytes]]) -> list[int] | None:
-    """The answers to questions to an engine's tokenizer; None when one is missing."""
-    told = await asyncio.gather(*(fleet.count_tokens(model, path, payload) for path, payload in asked))
-    counts = [count for count in told if count is not None]
-    return counts if len(counts) == len(asked) else None

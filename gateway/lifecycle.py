@@ -41,9 +41,10 @@ from gateway.context import (
     prompt_most,
     surely_fits,
 )
+from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher, Slot
 from gateway.errors import Refusal, Refused
-from gateway.exchange import Exchange, count_prompt
+from gateway.exchange import Exchange
 from gateway.fleet import Fleet, ModelFleet
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
@@ -63,6 +64,9 @@ log = logging.getLogger(__name__)
 DEFAULT_OUTPUT_TOKENS = 512
 """Tokens/min held for an answer whose client named no bound; the difference is settled when it is known."""
 
+PROMPT_TOKENS = b"x-mtok-prompt-tokens"
+"""Answers carry it where the prompt had to be counted: how many tokens, and whether that is exact or estimated."""
+
 _ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
 _UUID7_RANDOM = (1 << 80) - 1 & ~(0xF << 76 | 0x3 << 62)
 _UUID7_VERSION = 0x7 << 76 | 0x2 << 62
@@ -78,6 +82,7 @@ class Lifecycle:
         *,
         policies: Policies,
         fleet: Fleet,
+        counter: PromptCounter,
         keys: KeyDirectory,
         ledger: Ledger,
         dispatcher: Dispatcher,
@@ -86,6 +91,7 @@ class Lifecycle:
         settings: Settings,
     ) -> None:
         self.fleet = fleet
+        self.counter = counter
         self.keys = keys
         self.ledger = ledger
         self.dispatcher = dispatcher
@@ -153,7 +159,7 @@ class Lifecycle:
                 model=model.spec,
                 context_tokens=model.context_tokens,
             )
-            size = estimate(view) if surely_fits(view, limits) else await self._measure(view, body, model, limits)
+            size = estimate(view) if surely_fits(view, limits) else await self._measure(call, view, body, model, limits)
             bound = granted(view, size, limits)
             if bound is not None:
                 if view.output_tokens is None:
@@ -187,6 +193,7 @@ class Lifecycle:
                         watch=watch,
                         outgoing=outgoing,
                         fleet=self.fleet,
+                        counter=self.counter,
                         telemetry=self.telemetry,
                         clock=self.clock,
                     )
@@ -222,7 +229,9 @@ class Lifecycle:
             raise Refused(refusals.model_not_found(name))
         return self.fleet.models[spec.name]
 
-    async def _measure(self, view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits) -> PromptSize:
+    async def _measure(
+        self, call: Call, view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits
+    ) -> PromptSize:
         """The size of a prompt that may not fit: exact where a limit lies between its bounds, else an estimate."""
         if not view.endpoint.computes:
             return estimate(view)
@@ -230,7 +239,9 @@ class Lifecycle:
             raise Refused(refusal)
         if view.attachments:  # no tokenizer tells their tokens, so what is left of the limits is the engine's to hold
             return estimate(view)
-        size = await count_prompt(self.fleet, model, view, body) or estimate(view)
+        counted = await self.counter.count(model, view, body) if view.prompt_tokens is None else None
+        size = counted or estimate(view)
+        call.headers.append((PROMPT_TOKENS, b"%d; %b" % (size.total, b"exact" if size.exact else b"estimated")))
         if refusal := check(view, size, limits):
             raise Refused(refusal)
         return size

@@ -13,19 +13,28 @@ from ._limits import (
     prompt_most,
     surely_fits,
 )
+from ._local import LocalCounts
 from ._merge import limits_for
+from ._texts import PromptTexts, prompt_texts
+from ._tokenizer import Tokenizer, UnsupportedTokenizer, load_tokenizer
 
 __all__ = [
     "ContextLimits",
+    "LocalCounts",
     "PromptSize",
+    "PromptTexts",
+    "Tokenizer",
+    "UnsupportedTokenizer",
     "check",
     "estimate",
     "granted",
     "least",
     "limits_for",
+    "load_tokenizer",
     "most",
     "output_most",
     "prompt_most",
+    "prompt_texts",
     "questions",
     "surely_fits",
     "text_questions",

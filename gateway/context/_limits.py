@@ -184,7 +184,7 @@ def output_most(view: RequestView, prompt_least: int, limits: ContextLimits) -> 
 def _text_most(view: RequestView) -> int:
     if view.attachments or view.own_template:
         return UNBOUNDED_TOKENS
-    return len(view.prompt) + TEMPLATE_TOKENS
+    return len(view.prompt) + view.tools_bytes + TEMPLATE_TOKENS
 
 
 def _within(longest: int, limits: ContextLimits) -> bool:

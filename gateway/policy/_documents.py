@@ -70,7 +70,8 @@ class ContextSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
-    an answer whose client hangs up: the engine stops, or finishes it and all of it is billed."""
+    an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `tokenizer` is the path
+    of its `tokenizer.json`."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
@@ -78,6 +79,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     context_tokens: int | None = None
     context: ContextSpec | None = None
+    tokenizer: str | None = None
     on_disconnect: Disconnect = "abort"
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import cast
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
@@ -89,6 +90,18 @@ def check_time_zone(text: str) -> str | None:
         ZoneInfo(text)
     except (KeyError, ValueError, OSError):  # not found, no name at all, a directory of zones
         return "is no time zone: write an IANA name, such as Europe/Berlin or UTC"
+    return None
+
+
+def check_tokenizer(text: str) -> str | None:
+    """What is wrong with the path of a tokenizer, or None."""
+    path = Path(text)
+    if not path.is_absolute():
+        return "must be the whole path, beginning with /"
+    if path.is_dir():
+        return f"is a directory: write {path / 'tokenizer.json'}"
+    if not path.is_file():
+        return "is not there: copy the model's tokenizer.json to it, or leave the field out; then the engine counts"
     return None
 
 

@@ -40,6 +40,7 @@ from ._rules import (
     check_tag_header,
     check_tags,
     check_time_zone,
+    check_tokenizer,
     check_url,
 )
 from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Text, Unit
@@ -181,6 +182,12 @@ MODEL = Record(
         "context": Field(
             shape=CONTEXT_BESIDE_OTHERS,
             about="How long requests for this model may be; on_excess holds for the model's own context too.",
+        ),
+        "tokenizer": Field(
+            shape=Text(what="a file", check=check_tokenizer, pattern="/.+"),
+            about="Path of the model's tokenizer.json: prompts are counted here once that has proven to agree with the "
+            "engine; without it the engine is asked.",
+            aka=("tokenizer_path", "tokenizer_file"),
         ),
         "on_disconnect": Field(
             shape=Choice(options=("abort", "finish")),

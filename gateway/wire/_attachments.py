@@ -39,7 +39,7 @@ _plain = msgspec.json.Decoder(list[_Message])
 
 def attachments(prompt: bytes) -> tuple[int, int]:
     """How many such parts the JSON of messages or items holds, and their bytes together."""
-    if _LIST.search(prompt, 1) is None or _is_text(prompt):
+    if prompt.find(b"[", 1) < 0 or _LIST.search(prompt, 1) is None or _is_text(prompt):
         return 0, 0
     count = size = 0
     todo = [msgspec.json.decode(prompt)]

@@ -25,6 +25,11 @@ COMPLETION_TOKENS = 16
 """What /v1/completions generates for a client that does not say: OpenAI's default and vLLM's. `null` is no default."""
 
 
+TOOLS_TEMPLATE_BYTES = 1024
+"""How to call tools, as templates tell it to models; Command R's is the longest that is known, some 700 tokens,
+and a bound of tokens is all that this is for."""
+
+
 class Endpoint(Enum):
     """A relayed path and what it means to the meter.
 
@@ -56,7 +61,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     bound of its length (a token is at least one byte). `prompt_tokens` (all prompts) and `longest_tokens` (the longest
     of them) are known only when the client sent token ids.
     `attachments` counts its parts that are no text (`attachment_bytes` of it), `own_template` is whether the client
-    says itself how messages become text: of neither do bytes bound the tokens.
+    says itself how messages become text: of neither do bytes bound the tokens. `tools_bytes` is what a template may
+    write of tools and calls beyond their JSON in `prompt`; 0 without any.
     `answers` is how many sequences the engine will generate (samples × prompts), `prompts` how many it must read.
     `output_tokens` is the client's own bound per answer, `output_field` the field it stands in or would stand in.
     `user` and `metadata` are raw JSON, unchecked and empty when not sent: nothing but the split of usage needs them.
@@ -70,6 +76,7 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     attachments: int = 0
     attachment_bytes: int = 0
     own_template: bool = False
+    tools_bytes: int = 0
     stream: bool = False
     prompts: int = 1
     samples: int = 1
@@ -191,8 +198,9 @@ def parse(endpoint: Endpoint, body: bytes) -> RequestView:
 def _parse_chat(body: bytes) -> RequestView:
     view = _chat.decode(body)
     _require_items(view.messages, "messages")
-    prompt = bytes(view.messages) if view.tools is UNSET else bytes(view.tools) + bytes(view.messages)
-    attached, attached_bytes = attachments(bytes(view.messages))
+    messages = bytes(view.messages)
+    prompt = messages if view.tools is UNSET else bytes(view.tools) + messages
+    attached, attached_bytes = attachments(messages)
     if view.documents and bytes(view.documents) != b"null":
         attached += 1
     output_field = "max_tokens" if view.max_completion_tokens is None else "max_completion_tokens"
@@ -202,6 +210,7 @@ def _parse_chat(body: bytes) -> RequestView:
         prompt=prompt,
         attachments=attached,
         attachment_bytes=attached_bytes,
+        tools_bytes=_tools_bytes(view.tools, messages),
         own_template=bool(view.chat_template) and bytes(view.chat_template) != b"null",
         stream=bool(view.stream),
         samples=view.n or 1,
@@ -252,6 +261,7 @@ def _parse_responses(body: bytes) -> RequestView:
         prompt=prompt,
         attachments=attached,
         attachment_bytes=attached_bytes,
+        tools_bytes=_tools_bytes(view.tools, bytes(view.input)),
         stream=bool(view.stream),
         output_tokens=view.max_output_tokens,
         output_field="max_output_tokens",
@@ -281,6 +291,7 @@ def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
         prompt=prompt,
         attachments=attached,
         attachment_bytes=attached_bytes,
+        tools_bytes=_tools_bytes(view.tools, bytes(view.messages)),
         stream=bool(view.stream),
         output_tokens=view.max_tokens,
         user=_messages_user(bytes(view.metadata)) if view.metadata else b"",
@@ -321,6 +332,16 @@ _PARSERS = {
     Endpoint.EMBEDDINGS.path: _parse_embeddings,
     Endpoint.TOKENIZE.path: _parse_tokenize,
 }
+
+
+def _tools_bytes(tools: Raw | UnsetType, messages: bytes) -> int:
+    """Templates write tools with four spaces for each level, and a call's arguments with one after `,` and `:`."""
+    added = 0
+    if tools is not UNSET:
+        added = TOOLS_TEMPLATE_BYTES + len(msgspec.json.format(bytes(tools), indent=4))
+    if b"_call" in messages or (messages.find(b"[", 1) > 0 and b"tool_use" in messages):
+        added += messages.count(b",") + messages.count(b":")
+    return added
 
 
 def _user(view: _SaysOfItself) -> bytes:

@@ -349,3 +349,24 @@ def test_bytes_bound_no_picture() -> None:
     assert "at least 5208 tokens" in refusal.message
     own = chat_view([{"role": "user", "content": "x"}], chat_template="{% for i in range(9999) %}x{% endfor %}")
     assert not surely_fits(own, limits)
+
+
+SCHEMAS = st.recursive(
+    st.integers(0, 9) | st.text(alphabet='a"\\é中', max_size=5),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(alphabet="ab", max_size=3), inner, max_size=4),
+    max_leaves=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tools=st.lists(SCHEMAS, min_size=1, max_size=3), arguments=SCHEMAS, compact=st.booleans())
+def test_tools_and_calls_are_bounded_as_templates_write_them(tools: list[Any], arguments: Any, compact: bool) -> None:
+    """Indented by four, with spaces after separators, in a vocabulary of single bytes."""
+    separators = (",", ":") if compact else None
+    said = json.dumps(arguments, separators=separators, ensure_ascii=False)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": said}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    body = {"model": "tiny", "messages": messages, "tools": tools}
+    view = parse(Endpoint.CHAT, json.dumps(body, separators=separators, ensure_ascii=False).encode())
+    written = json.dumps(tools, indent=4, ensure_ascii=False) + json.dumps(arguments, ensure_ascii=False)
+    assert len(written.encode()) + 700 <= most(view).total

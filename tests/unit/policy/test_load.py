@@ -222,9 +222,13 @@ def test_the_examples_commented_lines_are_valid_too(tmp_path: Path) -> None:
         body = line.lstrip()
         optional = body.startswith("# ") and line != body  # comments of the top level are prose
         taken.append(line[: len(line) - len(body)] + body[2:] if optional else line)
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.touch()
     text = "\n".join(line for line in taken if "gpu: {sku" not in line)
+    text = text.replace("/srv/models/tiny/tokenizer.json", str(tokenizer))
     policies = load(directory(tmp_path, a=text))
     assert policies.models["tiny"].context_tokens == 4096
+    assert policies.models["tiny"].tokenizer == str(tokenizer)
     assert policies.models["tiny"].gpu == GpuSpec(usd_per_hour=Decimal("2.99"))
     assert policies.tenants["batch-team"].class_name == "batch"
 
