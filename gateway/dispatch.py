@@ -37,6 +37,7 @@ class Slot:
     """
 
     __slots__ = (
+        "_answers",
         "_line",
         "_placed",
         "_presumed_read",
@@ -63,6 +64,7 @@ class Slot:
         self._placed: asyncio.Future[Replica] | None = None
         self._presumed_read: asyncio.TimerHandle | None = None
         self._scanner: StreamScanner | None = None
+        self._answers = 1
         self._requeued = False
 
     async def place(self, targets: Callable[[], Sequence[Replica]], choose: Choose) -> Replica:
@@ -123,13 +125,17 @@ class Slot:
             self._presumed_read.cancel()
         return replica
 
-    def follow(self, scanner: StreamScanner) -> None:
-        """Where the answer's tokens are counted."""
-        self._scanner = scanner
+    def follow(self, scanner: StreamScanner, answers: int) -> None:
+        """Where the tokens are counted of the so many answers that the engine generates side by side."""
+        self._scanner, self._answers = scanner, answers
 
     def tell_tokens(self, now_ms: int) -> None:
         """Tells the replica's knee how far the answer is."""
-        if self._scanner is not None and self.replica is not None and (count := self._scanner.output_events):
+        if self._scanner is None or self.replica is None:
+            return
+        told = self._scanner.usage()
+        count = max(self._scanner.output_events, told.output_tokens if told else 0) // self._answers
+        if count:
             self._line.knee(self.replica).tokens(self.work.id, count, now_ms)
 
     def left(self, *, full: bool = False) -> None:

@@ -179,7 +179,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         scanner = scanner_for(self.view)
         self._meter.follow(scanner)
         if self.slot is not None:
-            self.slot.follow(scanner)
+            self.slot.follow(scanner, self.view.answers)
         self.outgoing.prepare(answer.status, self._head(answer))
         try:
             last = await pump_stream(answer, scanner, self.outgoing)

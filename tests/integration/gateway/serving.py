@@ -167,6 +167,13 @@ class StoppedClock(SystemClock):
         return self._now_ms
 
 
+class MovedClock(StoppedClock):
+    """Wall time goes on only where a test says so."""
+
+    def advance_ms(self, by_ms: int) -> None:
+        self._now_ms += by_ms
+
+
 @asynccontextmanager
 async def serve(
     document: dict[str, Any],

@@ -10,7 +10,7 @@ import pytest
 from gateway.admission import _knee as knee
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Conversation, Engine, Received, as_json, recording
-from tests.integration.gateway.serving import ASKED, CHAT, Served, StoppedClock, eventually, key_of
+from tests.integration.gateway.serving import ASKED, CHAT, MovedClock, Served, StoppedClock, eventually, key_of
 
 PATIENT = {"max_wait_s": 30, "slo": {"ttft_p99_ms": 30_000, "itl_p99_ms": 80}}
 HASTY = PATIENT | {"max_wait_s": 0.2}
@@ -201,6 +201,37 @@ async def test_metrics_tell_who_waits_and_what_a_replica_may_have(engine: Engine
     assert 'mtok_queue_wait_seconds_count{model="tiny"} 2.0' in after
     assert 'mtok_client_attempts_total{attempt="first",model="tiny"} 2.0' in after
     assert 'mtok_client_attempts_total{attempt="retry",model="tiny"} 1.0' in after
+
+
+@pytest.mark.parametrize(
+    ("told", "samples"), [("stream_cont", 1), ("stream", 1), ("stream_cont", 2)], ids=["usage", "texts", "two answers"]
+)
+async def test_slow_tokens_of_a_stream_lower_what_its_replica_may_have(
+    engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch, told: str, samples: int
+) -> None:
+    """Each answer has a token every 100 ms where 80 are the target: whether the engine counts them in each event, as
+    vLLM is asked to, or not, and also where two answers side by side have one every 50 ms together."""
+    monkeypatch.setattr(knee, "FIRST_SEQUENCES", 64)
+    clock = MovedClock()
+    first, token, *_ = recording(told).events
+    tokens = [token.replace(b'completion_tokens":1', b'completion_tokens":%d' % count) for count in range(1, 31)]
+
+    async def script(talk: Conversation, _: Received) -> None:
+        talk.stream()
+        talk.chunk(first)
+        await eventually(lambda: line(served).knee(replica).load.prefill_tokens == 0)
+        clock.advance_ms(3000 // samples)
+        for data in tokens:
+            talk.chunk(data)
+        talk.chunk(b"data: [DONE]\n\n")
+        talk.end()
+
+    engine.script = script
+    served = await start(engine, service=PATIENT, clock=clock)
+    replica = served.replica(engine)
+    assert (await served.post({**ASKED, "stream": True, "n": samples})).status == 200
+    line(served).tick()
+    assert line(served).knee(replica).limits.sequences == 1
 
 
 async def test_prompts_of_answers_that_come_whole_do_not_hold_each_other_up(
