@@ -216,6 +216,7 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatc
             for gauge, of in ((metrics.knee_limit, knee.limits), (metrics.knee_load, knee.load)):
                 gauge.labels(replica.name, "sequences").set(of.sequences)
                 gauge.labels(replica.name, "prefill_tokens").set(of.prefill_tokens)
+                gauge.labels(replica.name, "kv_tokens").set(of.kv_tokens or 0)
 
 
 def _show(metrics: Metrics, audit: Audit | None) -> None:

@@ -5,7 +5,6 @@ waits and a replica has room; else it waits in fair order until its class's `max
 token can still come within the class's target, or is refused on arrival where that would not be enough. What other
 workers and gateways send to the same replicas is not counted: W of them may together have W times N and P there, from
 their first requests on, until the time between tokens makes each give way.
-Nothing but an engine's own 503 or 429 bounds resident tokens: a replica's KV capacity is not known here.
 """
 
 from __future__ import annotations
@@ -196,6 +195,7 @@ class Line:
         knee = self._knees.get(replica)
         if knee is None:
             knee = self._knees[replica] = Knee(itl_ms=self._itl_ms)
+            _observe(knee, replica)
         return knee
 
     def hold(self, itl_ms: int | None) -> None:
@@ -295,7 +295,8 @@ class Line:
         now_ms = self.now_ms()
         for slot in self._running.values():
             slot.tell_tokens(now_ms)
-        for knee in self._knees.values():
+        for replica, knee in self._knees.items():
+            _observe(knee, replica)
             knee.tick(now_ms, queued=len(self.queue))
         if self._waiting:
             self._pump_soon()
@@ -400,6 +401,12 @@ def overloaded(work: Work, turned: Turned) -> Refusal:
             retry_after_ms=turned.retry_after_ms,
         ),
     )
+
+
+def _observe(knee: Knee, replica: Replica) -> None:
+    """What the engine's own page said last."""
+    if replica.reading is not None and replica.reading.kv_tokens:
+        knee.kv_tokens = replica.reading.kv_tokens
 
 
 def _first(replicas: Sequence[Replica]) -> Replica:

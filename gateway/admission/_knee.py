@@ -18,6 +18,10 @@ PREFILL_WINDOW_S = 0.25
 #49445: target TTFT x prefill rate); a quarter second is what did best in a simulation of its step loop."""
 LEAST_PREFILL_TOKENS = 1024
 KV_SHARE = 0.95
+OUTGROWN = 2
+"""An answer longer than predicted is expected to be so many times what it has: lengths are heavy-tailed."""
+LENGTHS_KEPT = 0.98
+"""The lengths of some 50 answers are remembered, to hold predictions against."""
 TARGET = 0.8
 """Of the SLO's ITL, where the mean is steered to: a p99 at the knee is noise."""
 GROWS_BELOW = 0.9
@@ -45,6 +49,7 @@ class _Running(msgspec.Struct, gc=False):
     work: Work
     at_ms: int
     ahead_tokens: int
+    output_tokens: int
     first_ms: int = 0
     told: int = 0
     told_ms: int = 0
@@ -55,14 +60,18 @@ class Knee:
     queue that counted as the engine's would close the limit for good."""
 
     def __init__(self, *, itl_ms: int | None = None, kv_tokens: int | None = None) -> None:
-        """`itl_ms` is the SLO's time between tokens, which may change; None: N is only grown."""
+        """`itl_ms` is the SLO's time between tokens; None: N is only grown. `kv_tokens` is what the replica's KV cache
+        holds; None: not known, so K bounds nothing. Both may change."""
         self.itl_ms = itl_ms
-        self._kv_most = None if kv_tokens is None else int(KV_SHARE * kv_tokens)
+        self.kv_tokens = kv_tokens
         self._sequences = float(FIRST_SEQUENCES)
         self._rate = DEFAULT_PREFILL_TOKENS_PER_S
         self._running: dict[str, _Running] = {}
         self._prefilling = 0
         self._resident = 0
+        self._longer = 1.0
+        self._together = 1.0
+        self._predicted_tokens = self._real_tokens = 0.0
         self._peak = 0
         self._was_short = False
         self._itl_sum_ms = 0.0
@@ -73,12 +82,13 @@ class Knee:
     def limits(self) -> KneeLimits:
         """What may run now."""
         prefill = max(LEAST_PREFILL_TOKENS, int(PREFILL_WINDOW_S * self._rate))
-        return KneeLimits(int(self._sequences), prefill, self._kv_most)
+        kv_most = None if self.kv_tokens is None else int(KV_SHARE * self.kv_tokens)
+        return KneeLimits(int(self._sequences), prefill, kv_most)
 
     @property
     def load(self) -> KneeLimits:
         """What runs now, this gateway's own."""
-        return KneeLimits(len(self._running), self._prefilling, self._resident)
+        return KneeLimits(len(self._running), self._prefilling, int(self._resident * self._together))
 
     def fits(self, work: Work, *, below_share: bool) -> bool:
         """Whether the replica has room. A few sequences more (3 to 6 %, at least 2) are for tenants below their share:
@@ -87,10 +97,11 @@ class Knee:
         if running >= self._most(below_share=below_share):
             self._was_short = True
             return False
-        resident = self._resident + work.input_tokens + work.output_tokens
-        if self._kv_most is not None and running and resident > self._kv_most:
+        limits = self.limits
+        resident = (self._resident + work.input_tokens + self._output_tokens(work)) * self._together
+        if limits.kv_tokens is not None and running and resident > limits.kv_tokens:
             return False
-        return not self._prefilling or self._prefilling + work.uncached_tokens <= self.limits.prefill_tokens
+        return not self._prefilling or self._prefilling + work.uncached_tokens <= limits.prefill_tokens
 
     def _most(self, *, below_share: bool) -> int:
         most = int(self._sequences)
@@ -98,9 +109,10 @@ class Knee:
 
     def dispatched(self, work: Work, now_ms: int) -> None:
         """`work` is on its way there: debited at once."""
-        self._running[work.id] = _Running(work, now_ms, self._prefilling)
+        running = _Running(work, now_ms, self._prefilling, self._output_tokens(work))
+        self._running[work.id] = running
         self._prefilling += work.uncached_tokens
-        self._resident += work.input_tokens + work.output_tokens
+        self._resident += work.input_tokens + running.output_tokens
         self._peak = max(self._peak, len(self._running))
 
     def first_token(self, work_id: str, now_ms: int) -> None:
@@ -144,13 +156,19 @@ class Knee:
         self._itl_sum_ms += now_ms - running.told_ms
         self._itl_tokens += count - running.told
         running.told, running.told_ms = count, now_ms
+        if count > running.output_tokens:
+            self._resident += OUTGROWN * count - running.output_tokens
+            running.output_tokens = OUTGROWN * count
 
     def ended(self, work_id: str, now_ms: int) -> None:
         """The engine has ended it; only the first call counts."""
         running = self._running.pop(work_id, None)
         if running is None:
             return
-        self._resident -= running.work.input_tokens + running.work.output_tokens
+        self._resident -= running.work.input_tokens + running.output_tokens
+        if running.told > 1:
+            self._predicted_tokens = LENGTHS_KEPT * self._predicted_tokens + running.work.output_tokens
+            self._real_tokens = LENGTHS_KEPT * self._real_tokens + running.told
         if not running.first_ms:
             self._prefilling -= running.work.uncached_tokens
 
@@ -165,6 +183,7 @@ class Knee:
         that has nothing to do."""
         running, peak = len(self._running), max(self._peak, len(self._running))
         self._peak = running
+        self._forecast()
         was_short, self._was_short = self._was_short, False
         target_ms = None if self.itl_ms is None else TARGET * self.itl_ms
         enough = self._itl_tokens >= SAMPLES_LEAST
@@ -184,3 +203,29 @@ class Knee:
             far = target_ms is None or itl_ms < 0.5 * target_ms
             grown = self._sequences * (1.25 if far else 1.03) + 1
             self._sequences = min(MOST_SEQUENCES, grown)
+
+    def _output_tokens(self, work: Work) -> int:
+        """How long its answer is expected to get, as predictions have proved here; never less than predicted, so that
+        K is too careful at worst."""
+        return int(work.output_tokens * self._longer)
+
+    def _forecast(self) -> None:
+        """Looks at what runs, where K is not far from bounding it: by how much answers are longer than predicted, and
+        the most that will be resident at one time, as part of all that these prompts and answers will have been (while
+        some grow others end; all are taken to get tokens at the same pace)."""
+        predicted, real, together = self._predicted_tokens, self._real_tokens, 1.0
+        kv_most = self.limits.kv_tokens
+        if kv_most is not None and 2 * self._resident > kv_most:
+            left_tokens = []
+            for one in self._running.values():
+                # Those that run count too: the longest answers would be heard of last.
+                predicted += one.work.output_tokens
+                real += max(one.work.output_tokens, one.told)
+                left_tokens.append((one.output_tokens - one.told, one.work.input_tokens + one.told))
+            most = resident = 0
+            for alive, (left, tokens) in enumerate(sorted(left_tokens, reverse=True), 1):
+                resident += tokens
+                most = max(most, resident + alive * left)
+            together = most / self._resident
+        self._together = together
+        self._longer = max(1.0, real / predicted) if predicted else 1.0

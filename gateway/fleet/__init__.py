@@ -1,6 +1,7 @@
 """Replicas: upstream connections, health, what context they serve, control-plane calls to them, their own counters."""
 
 from ._connection import Connection, Interrupted, UpstreamLost
+from ._counters import Reading
 from ._fleet import Fleet, ModelFleet
 from ._replica import ConnectFailed, Replica
 from ._scraper import SILENT_MS, Scraper
@@ -12,6 +13,7 @@ __all__ = [
     "Fleet",
     "Interrupted",
     "ModelFleet",
+    "Reading",
     "Replica",
     "Scraper",
     "UpstreamLost",

@@ -21,9 +21,16 @@ _COUNTERS: Final = {
     b"vllm:prompt_tokens_cached_total": "cached",
     b"vllm:generation_tokens_total": "generation",
 }
-_RUNNING: Final = (b"vllm:num_requests_running", b"vllm:num_requests_waiting")
-_NAMES: Final = (*_COUNTERS, *_RUNNING, b"vllm:request_success_total", _HTTP, _STARTED)
+_WAITING: Final = b"vllm:num_requests_waiting"
+_RUNNING: Final = (b"vllm:num_requests_running", _WAITING)
+_KV_USAGE: Final = b"vllm:kv_cache_usage_perc"
+_PREEMPTIONS: Final = b"vllm:num_preemptions_total"
+_CACHE: Final = b"vllm:cache_config_info"
+_GAUGES: Final = (*_RUNNING, _KV_USAGE, _PREEMPTIONS, _CACHE)
+_NAMES: Final = (*_COUNTERS, *_GAUGES, b"vllm:request_success_total", _HTTP, _STARTED)
 _HANDLER = re.compile(rb'handler="([^"]*)"')
+_KV_BLOCKS = re.compile(rb'num_gpu_blocks="(\d+)"')
+_BLOCK_SIZE = re.compile(rb'(?:^|,)block_size="(\d+)"')
 _REASON = re.compile(rb'finished_reason="([a-z_]+)"')
 _HANDLERS: Final = frozenset(endpoint.path.encode() for endpoint in Endpoint if endpoint.computes)
 _REQUESTS: Final = "requests"
@@ -39,14 +46,20 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     engine's process began, None where it does not say.
 
     `counters`: `prompt`, `cached` and `generation` tokens, `requests` (HTTP requests for GPU time that have ended,
-    aborted and refused ones included) and `finished:<reason>` (sequences). `running` sequences had not ended. Of
-    several engines behind one server (data-parallel ranks) the sums.
+    aborted and refused ones included) and `finished:<reason>` (sequences). `running` sequences had not ended, of which
+    `waiting` were not in the engine's batch. `kv_usage` is the used part of its KV cache, `kv_tokens` how many tokens
+    that holds (0 where it does not say), `preemptions` how often it has put a sequence off since it started. Of several
+    engines behind one server (data-parallel ranks) the sums, and the fullest one's `kv_usage`.
     """
 
     asked_ms: int
     answered_ms: int
     started_ms: int | None
     running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    kv_tokens: int = 0
+    preemptions: int = 0
     counters: dict[str, int]
 
 
@@ -67,24 +80,37 @@ def read_counters(page: bytes, *, asked_ms: int, answered_ms: int) -> Reading:
     """Reads a `/metrics` page. Raises `NoCounters`."""
     counters: dict[str, int] = {}
     started_ms = None
-    running = 0
+    running = waiting = preemptions = kv_tokens = 0
+    kv_usage = 0.0
     try:
         for name, labels, value in _samples(page):
             if name == _STARTED:
                 started_ms = round(float(value) * 1000)
-                continue
-            if name in _RUNNING:
+            elif name in _RUNNING:
                 running += int(float(value))
-                continue
-            metric = _COUNTERS.get(name) or _request_metric(name, labels)
-            if metric is not None:
+                waiting += int(float(value)) if name == _WAITING else 0
+            elif name == _KV_USAGE:
+                kv_usage = max(kv_usage, float(value))
+            elif name == _PREEMPTIONS:
+                preemptions += int(float(value))
+            elif name == _CACHE:
+                kv_tokens += _kv_tokens(labels)
+            elif metric := _COUNTERS.get(name) or _request_metric(name, labels):
                 counters[metric] = counters.get(metric, 0) + int(float(value))
     except (ValueError, OverflowError) as error:
         raise NoCounters(f"a counter is not a number: {error}") from error
     if "prompt" not in counters or "generation" not in counters:
         raise NoCounters("there are no vllm:prompt_tokens_total and vllm:generation_tokens_total")
     return Reading(
-        asked_ms=asked_ms, answered_ms=answered_ms, started_ms=started_ms, running=running, counters=counters
+        asked_ms=asked_ms,
+        answered_ms=answered_ms,
+        started_ms=started_ms,
+        running=running,
+        waiting=waiting,
+        kv_usage=min(1.0, kv_usage),
+        kv_tokens=kv_tokens,
+        preemptions=preemptions,
+        counters=counters,
     )
 
 
@@ -124,6 +150,12 @@ def _samples(page: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
             if found == name:
                 yield name, labels, value
             start = page.find(b"\n" + name, start + 1)
+
+
+def _kv_tokens(labels: bytes) -> int:
+    """Of a cache's description: its blocks, of which vLLM keeps one for itself, times their size. 0 if it has none."""
+    blocks, size = _KV_BLOCKS.search(labels), _BLOCK_SIZE.search(labels)
+    return 0 if blocks is None or size is None else max(0, int(blocks[1]) - 1) * int(size[1])
 
 
 def _request_metric(name: bytes, labels: bytes) -> str | None:

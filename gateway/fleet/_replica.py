@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from gateway.wire import Endpoint
 
 from ._connection import Connection
+from ._counters import Reading
 
 CONNECT_TIMEOUT_S = 3.0
 IDLE_TTL_S = 4.0
@@ -26,6 +27,7 @@ class Replica:
 
     `in_flight` counts this worker's own requests there, `requests_sent` those for GPU time that it ever sent. `healthy`
     is the last word of the prober or of a failed connect; a new replica is not healthy until it has answered once.
+    `reading` is what its metrics page said when a worker read it last; up to two of the scraper's intervals old.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,6 +44,7 @@ class Replica:
         self.healthy = False
         self.probes_missed = 0
         self.context_tokens: int | None = None
+        self.reading: Reading | None = None
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._host_header = parts.netloc.encode()
         self._idle: list[Connection] = []

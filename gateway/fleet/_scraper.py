@@ -34,11 +34,12 @@ SILENT_MS = 60_000
 
 
 class Sending(Protocol):
-    """A replica as the scraper needs it; `Replica` is one."""
+    """A replica as the scraper needs it; `Replica` is one. `reading` is the last one of any worker."""
 
     url: str
     name: str
     requests_sent: int
+    reading: Reading | None
 
     def oldest_exchange_s(self) -> float | None:
         """Age of the oldest exchange that runs, in seconds."""
@@ -150,12 +151,14 @@ class Scraper:
         _, holder, (packed, at), _ = cast(
             tuple[object, bytes | None, tuple[bytes | None, bytes | None], object], await pipeline.execute()
         )
+        last = None if packed is None else msgspec.json.decode(packed, type=_Last)
         if holder != self._me.encode():
+            replica.reading = None if last is None else last.reading
             return
         reading = await self._read(replica)
         if reading is None:
             return
-        last = None if packed is None else msgspec.json.decode(packed, type=_Last)
+        replica.reading = reading
         if last is not None and reading.asked_ms <= last.reading.answered_ms:
             return  # this clock is behind the last reader's: later
         added = advance(None if last is None else (last.epoch, last.reading), reading)

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from gateway.audit import audit
 from gateway.audit._span import _intervals
-from gateway.fleet import Scraper
+from gateway.fleet import Reading, Scraper
 from gateway.store import ReplicaKeys
 from tests.integration.fleet.test_probes import Engine
 from tests.integration.store.ledgers import T0_MS, ManualClock
@@ -29,6 +29,7 @@ class Counting(Engine):
         return (
             f"vllm:prompt_tokens_total 7.0\nvllm:generation_tokens_total {self.generated}.0\n"
             f"process_start_time_seconds {self.started_s}\n"
+            'vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0\n'
         ).encode()
 
     async def serve(self, reader, writer) -> None:  # type: ignore[no-untyped-def]
@@ -45,6 +46,7 @@ class Sent:
     name: str = "engine:1"
     requests_sent: int = 0
     oldest_s: float | None = None
+    reading: Reading | None = None
 
     def oldest_exchange_s(self) -> float | None:
         return self.oldest_s
@@ -98,6 +100,17 @@ async def test_one_worker_reads_and_another_goes_on_without_a_hole(redis: Redis,
             clock.advance_s(10)
             await first.scrape()
             assert await outputs(redis) == [(0, 5)]
+
+
+async def test_every_worker_knows_what_the_one_that_reads_has_read(redis: Redis, engine: Counting) -> None:
+    clock = ManualClock()
+    async with scraper(engine, redis, clock) as (first, sent), scraper(engine, redis, clock) as (second, theirs):
+        await second.scrape()
+        await first.scrape()
+        await second.scrape()
+        assert theirs.reading is not None
+        assert sent.reading == theirs.reading
+        assert theirs.reading.kv_tokens == 99 * 16
 
 
 async def test_a_reading_that_another_overtook_is_not_added(redis: Redis, engine: Counting) -> None:

@@ -82,6 +82,46 @@ def test_resident_tokens_stay_below_the_cache() -> None:
     assert knee.fits(work("c", input_tokens=100, output_tokens=200), below_share=False)
 
 
+def test_answers_that_begin_together_are_counted_as_long_as_they_will_be_and_others_as_they_end() -> None:
+    """Ten prompts and answers of 100 tokens each, which all begin now or each as one ends."""
+    together, in_turn = Knee(itl_ms=80, kv_tokens=3000), Knee(itl_ms=80, kv_tokens=3000)
+    for i in range(10):
+        for knee in (together, in_turn):
+            knee.dispatched(work(f"w{i}", input_tokens=100, output_tokens=100), 0)
+            knee.first_token(f"w{i}", 1)
+        in_turn.tokens(f"w{i}", 1 + 10 * i, 100)
+    for knee in (together, in_turn):
+        knee.tick(1000, queued=0)
+    assert together.load.kv_tokens == 10 * 200
+    now = sum(101 + 10 * i for i in range(10))
+    assert in_turn.load.kv_tokens == now + 10 * 9, "most will be there when the first ends, in 9 tokens"
+
+
+def test_an_answer_longer_than_predicted_counts_for_more() -> None:
+    """Twice what it has, from then on; and so do the predictions of those that come after it."""
+    knee = Knee(itl_ms=80, kv_tokens=2000)
+    knee.dispatched(work("a", input_tokens=100, output_tokens=100), 0)
+    knee.first_token("a", 1)
+    assert knee.fits(work("next", input_tokens=700, output_tokens=300), below_share=False)
+    knee.tokens("a", 500, 5000)
+    assert knee.load.kv_tokens == 1100
+    assert not knee.fits(work("next", input_tokens=700, output_tokens=300), below_share=False)
+    knee.ended("a", 6000)
+    knee.tick(6000, queued=0)
+    knee.dispatched(work("b", input_tokens=100, output_tokens=100), 7000)
+    assert knee.load.kv_tokens == 100 + 500
+
+
+def test_what_a_cache_holds_may_become_known_later() -> None:
+    knee = Knee(itl_ms=80)
+    knee.dispatched(work("a", input_tokens=600), 0)
+    knee.first_token("a", 1)
+    assert knee.fits(work("b", input_tokens=600), below_share=False)
+    knee.kv_tokens = 1000
+    assert not knee.fits(work("b", input_tokens=600), below_share=False)
+    assert knee.limits.kv_tokens == 950
+
+
 def test_n_falls_while_tokens_come_too_slowly_and_not_below_its_floor() -> None:
     knee = Knee(itl_ms=80)
     fill(knee, 64)

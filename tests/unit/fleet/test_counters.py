@@ -28,6 +28,30 @@ def test_a_recorded_page_of_vllm_is_read() -> None:
     assert read.counters["requests"] == 45, "30 answered, 13 refused, 2 failed"
 
 
+def test_the_caches_size_and_use_are_read() -> None:
+    """23,847 blocks of 16, one of which vLLM keeps for itself."""
+    idle = read_counters(recorded("metrics_idle").body, asked_ms=0, answered_ms=0)
+    assert (idle.kv_tokens, idle.kv_usage, idle.waiting, idle.preemptions) == (23_846 * 16, 0.0, 0, 0)
+
+
+def test_gauges_of_ranks_are_added_up_but_for_the_fullest() -> None:
+    lines = [
+        'vllm:prompt_tokens_total{engine="0"} 1',
+        'vllm:generation_tokens_total{engine="0"} 1',
+        *(f'vllm:num_requests_waiting{{engine="{rank}"}} {rank + 2}.0' for rank in (0, 1)),
+        *(f'vllm:kv_cache_usage_perc{{engine="{rank}"}} 0.{rank + 5}' for rank in (0, 1)),
+        *(f'vllm:num_preemptions_total{{engine="{rank}"}} 4.0' for rank in (0, 1)),
+        *(
+            f'vllm:cache_config_info{{block_size="16",engine="{rank}",hash_block_size="64",num_gpu_blocks="101",'
+            'num_gpu_blocks_override="None",user_specified_block_size="False"} 1.0'
+            for rank in (0, 1)
+        ),
+    ]
+    read = read_counters("\n".join(lines).encode(), asked_ms=0, answered_ms=0)
+    assert (read.waiting, read.running, read.kv_usage, read.preemptions) == (5, 5, 0.6, 8)
+    assert read.kv_tokens == 2 * 1600
+
+
 def test_ranks_of_one_server_are_added_up() -> None:
     """Data-parallel engines are lines of one page; a model's name may hold anything."""
     lines = [
