@@ -14,7 +14,7 @@ from gateway.clock import Clock
 from gateway.errors import Refused, RefusedBy
 from gateway.meter import NOTHING, Meter, Metered
 from gateway.metering import FailedAttempt, JournalUnavailable, Ledger, Status, UsageEvent
-from gateway.policy import TenantSpec
+from gateway.policy import Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.relay import Headers
 from gateway.store import StoreUnavailable
@@ -109,6 +109,7 @@ class Reservation:
         self,
         call: Call,
         tenant: TenantSpec,
+        scopes: Scopes,
         ask: Ask,
         price: Price | None,
         *,
@@ -120,6 +121,7 @@ class Reservation:
         self.meter = meter
         self._call = call
         self._tenant = tenant
+        self._scopes = scopes
         self._ask = ask
         self._price = price
         self._ledger = ledger
@@ -130,7 +132,7 @@ class Reservation:
     async def __aenter__(self) -> Reservation:
         """Raises `Refused`: 429 for a limit, 503 while limits cannot be checked."""
         try:
-            decision = await self._ledger.reserve(self._tenant, self._ask)
+            decision = await self._ledger.reserve(self._tenant, self._ask, self._scopes)
         except StoreUnavailable as error:
             log.warning("nothing can be reserved: %s", error)
             raise Refused(refusals.STORE_AWAY) from error

@@ -48,7 +48,7 @@ from gateway.exchange import Exchange
 from gateway.fleet import Fleet, ModelFleet
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
-from gateway.policy import Policies, TenantSpec
+from gateway.policy import Policies, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
@@ -152,6 +152,7 @@ class Lifecycle:
             call.model, call.policy = model.spec.name, self.policies.version
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             prefixes, price = self._prefixes[model.spec.name], self.prices.get(model.spec.name)
+            scopes = self.policies.scopes_of(identity.tenant, call.key, model.spec.name)
             limits = limits_for(
                 identity.tenant,
                 call.key,
@@ -167,7 +168,7 @@ class Lifecycle:
                 else:
                     view = replace(view, output_tokens=bound)
             async with self._reserve(
-                call, identity.tenant, view=view, price=price, limits=limits, size=size
+                call, identity.tenant, scopes=scopes, view=view, price=price, limits=limits, size=size
             ) as reservation:
                 chain = prefix_chain(view.prompt)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
@@ -251,6 +252,7 @@ class Lifecycle:
         call: Call,
         tenant: TenantSpec,
         *,
+        scopes: Scopes,
         view: RequestView,
         price: Price | None,
         limits: ContextLimits,
@@ -265,7 +267,7 @@ class Lifecycle:
             output_tokens = _likely_output(view, tokens - input_tokens, tenant.limits.output_tokens_per_minute)
             input_most = prompt_most(view, size, limits)
             most_tokens = input_most + answers_most
-            if price is not None and tenant.has_budget(call.key):
+            if price is not None and scopes.is_budgeted:
                 # An absurd `n` multiplies to more than the ledger's numbers hold; no budget holds that much either.
                 nanousd = min(EXACT_MAX, price.ceiling_nanousd(input_most, answers_most))
         ask = Ask(
@@ -275,11 +277,11 @@ class Lifecycle:
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             most_tokens=most_tokens,
-            key=call.key,
         )
         return Reservation(
             call,
             tenant,
+            scopes,
             ask,
             price,
             meter=Meter(view, size, limits),

@@ -14,7 +14,7 @@ from ._periods import Period, PeriodKind, period_at
 from ._predict import Predictor
 from ._queue import FairQueue
 from ._refusal import refusal
-from ._values import Ask, Denial, Dimension, Grant, Lease, Standing
+from ._values import Ask, Denial, Dimension, Grant, Lease, Note, Standing
 from ._words import amount, decided, seconds, unit_of, would_pass
 from ._work import BandLoad, Cost, Turned, Work
 
@@ -31,6 +31,7 @@ __all__ = [
     "Knee",
     "KneeLimits",
     "Lease",
+    "Note",
     "Period",
     "PeriodKind",
     "Predictor",

@@ -17,14 +17,15 @@ def refusal(denial: Denial) -> Refusal:
         case "requests_per_minute":
             return _rate_limit(
                 denial,
-                f"Rate limit reached: {_count(denial.limit, 'request')} per minute, {denial.remaining} left. "
+                f"Rate limit reached: {_count(denial.limit, 'request')} per minute{_of(denial)}, {denial.remaining} "
+                "left. "
                 f"{_try_again(denial)} Send requests more slowly or ask for a higher limit.",
             )
         case "concurrent_requests":
             return _rate_limit(
                 denial,
-                f"Too many requests at once: {_count(denial.limit, 'request')} may run at the same time and none is "
-                "left. Wait for a running request to end, then try again.",
+                f"Too many requests at once: {_count(denial.limit, 'request')}{_of(denial)} may run at the same time "
+                "and none is left. Wait for a running request to end, then try again.",
             )
         case "budget_usd" | "usd_per_hour" | "usd_per_day" | "usd_per_month":
             return _budget(denial)
@@ -44,8 +45,7 @@ _TOKENS: Final[dict[Dimension, tuple[str, str, str]]] = {
 
 def _tokens(denial: Denial) -> Refusal:
     noun, per, of = _TOKENS[denial.dimension]
-    if denial.key:
-        per = f"{per} for key {denial.key}"
+    per += _of(denial)
     if denial.asked > denial.limit:
         less = {"the prompt": "Shorten the prompt", "max_tokens": "Lower max_tokens"}.get(
             of, "Shorten the prompt or lower max_tokens"
@@ -78,8 +78,8 @@ def _budget(denial: Denial) -> Refusal:
     kind = denial.period.partition(":")[0]
     resets = datetime.fromtimestamp(denial.resets_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
     budget = f"the budget of ${usd(denial.limit)} for this {kind}"
-    if denial.key:
-        budget = f"the budget of key {denial.key}, ${usd(denial.limit)} for this {kind}"
+    if denial.scope:
+        budget = f"the budget of {denial.scope}, ${usd(denial.limit)} for this {kind}"
     if denial.reserved_nanousd > 0 and denial.spent_nanousd + denial.asked <= denial.limit:
         return _rate_limit(
             denial,
@@ -110,13 +110,17 @@ def _budget(denial: Denial) -> Refusal:
 def _refused_by(denial: Denial) -> RefusedBy:
     return RefusedBy(
         dimension=denial.dimension,
-        scope=f"key:{denial.key}" if denial.key else "",
+        scope=denial.scope,
         limit=denial.limit,
         asked=denial.asked,
         remaining=denial.remaining,
         reserved=denial.reserved_nanousd,
         retry_after_ms=denial.retry_after_ms,
     )
+
+
+def _of(denial: Denial) -> str:
+    return f" for {denial.scope}" if denial.scope else ""
 
 
 def _try_again(denial: Denial) -> str:

@@ -35,7 +35,6 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     input_tokens: int = 0
     output_tokens: int = 0
     most_tokens: int = 0
-    key: str = ""
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
@@ -43,7 +42,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
     `member` is its entry in the account, unique. `period` is the budget period that pays for it, even if the request
     ends in a later one; so are the `windows` of its other limits, such as `day:2026-10-03`. `reserved_ms` is the
-    account's time when it was taken.
+    account's time when it was taken. `slices` extend it: each holds more of the same, and takes no place of its own.
     """
 
     member: str
@@ -55,6 +54,19 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     input_tokens: int = 0
     output_tokens: int = 0
     windows: tuple[str, ...] = ()
+    slices: tuple[Lease, ...] = ()
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What a limit that does not refuse has to tell: `percent` used of a soft one, from 50 on; of an audited one None,
+    it would have refused. `scope` is whose it is, empty for the tenant's own; `kind` and `of` name it in metrics."""
+
+    kind: str
+    of: str
+    scope: str
+    dimension: Dimension
+    limit: int
+    percent: int | None
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False):
@@ -76,6 +88,7 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
 
     lease: Lease
     standing: Standing
+    notes: tuple[Note, ...] = ()
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +96,8 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
 
     `limit`, `asked` and `remaining` are in the dimension's unit: requests, tokens, requests running, nano-dollars.
     `retry_after_ms` is None where waiting does not help. For a budget in dollars the money of `period` splits into
-    `spent_nanousd` and what running requests have reserved; `resets_at_s` (Unix) is when the period ends. `key` is
-    whose limit it is, by public id; empty for the tenant's own.
+    `spent_nanousd` and what running requests have reserved; `resets_at_s` (Unix) is when the period ends. `scope` is
+    whose limit it is, such as `key acme-ci` or `model tiny`; empty for the tenant's own.
     """
 
     dimension: Dimension
@@ -97,4 +110,5 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     reserved_nanousd: int = 0
     period: str = ""
     resets_at_s: int = 0
-    key: str = ""
+    scope: str = ""
+    notes: tuple[Note, ...] = ()

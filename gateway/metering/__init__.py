@@ -1,10 +1,10 @@
 """What did it use: the usage event, and the ledger that reserves before a request runs and books when it has ended."""
 
-from ._account import windows_at
 from ._event import EVENT_VERSION, FailedAttempt, Status, UsageEvent
 from ._journal import JournalUnavailable
 from ._labels import Labels
 from ._ledger import Ledger, LedgerStatistics, wall_clock_ms
+from ._scopes import windows_at
 from ._settings import LEASE_RENEW_S, LEASE_TTL_S, LedgerSettings
 from ._sums import (
     CACHED,

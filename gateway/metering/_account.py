@@ -7,43 +7,41 @@ outboxes, one for each journal this worker ships; a call carries a batch of one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-import msgspec
-
-from gateway.admission import Ask, Denial, Dimension, Grant, Lease, Period, PeriodKind, Standing, period_at
-from gateway.policy import KeyLimitsSpec, LimitsSpec
-from gateway.pricing import nanousd_of_usd
+from gateway.admission import Ask, Denial, Grant, Lease, Note, Standing
+from gateway.policy import LimitsSpec, Scope
 from gateway.store import (
     CALL_MAX,
     DIMENSIONS,
-    EXACT_MAX,
-    PER_MINUTE_MAX,
     AccountLimits,
+    AskPart,
     Booking,
     Call,
     Caller,
     Release,
-    Settlement,
+    ScopeLimits,
     StoreUnavailable,
     TenantKeys,
     Verdict,
-    Window,
     account_call,
     account_reply,
 )
 
 from ._outbox import Batch, Outbox
-from ._record import Record
+from ._scopes import QUARTER_MS, CompiledLimits, or_none, period_of, scopes_named, windows_named
 from ._settings import LedgerSettings
+from ._settlements import settlements
 from ._sums import usage_sums
 
 BOOKING_LATE_S = 0.02
 """A booking may wait so long for company: nobody waits for it but the tenant's own next requests."""
 
+
+SLICE = "s"
+"""Ends the unique part of a slice's member (see account.lua)."""
 
 IDLE_RENEWALS = 10
 """A tenant that asks for nothing is looked at with every tenth renewal only, once its leases must have ended."""
@@ -66,8 +64,21 @@ class _Stage(IntEnum):
 class _Waiting(NamedTuple):
     ask: Ask
     limits: LimitsSpec
-    key_limits: KeyLimitsSpec | None
+    scopes: tuple[Scope, ...]
+    slice_of: Lease | None
     decided: asyncio.Future[Grant | Denial]
+
+    def of_ms(self, now_ms: int) -> int:
+        """When the periods hold that pay for it: a slice's are those of its lease."""
+        return now_ms if self.slice_of is None else self.slice_of.reserved_ms
+
+
+class _Sent(NamedTuple):
+    """What an ask of the call that is away would get."""
+
+    member: str
+    windows: tuple[str, ...]
+    scopes: tuple[int, ...]
 
 
 class TenantAccount:
@@ -93,14 +104,16 @@ class TenantAccount:
         self._load = load
         self._create_future = create_future
         self._limits = limits
-        self._compiled: AccountLimits | None = None
-        self._period = Period("", 0, 0)
-        self._until_s = 0
+        self._compiled = CompiledLimits()
         self._asked_of: AccountLimits | None = None
+        self._scopes: dict[str, Scope] = {}
+        self._sent_scopes: list[ScopeLimits] = []
+        self._shares = False
+        self._sweeps = False
         self._asked = 0
         self._waiting: list[_Waiting] = []
         self._aboard: list[_Waiting] = []
-        self._members: list[tuple[str, tuple[str, ...]]] = []
+        self._members: list[_Sent] = []
         self._held: dict[str, _Stage] = {}
         self._renewals: list[str] = []
         self._releases: list[Release] = []
@@ -130,12 +143,13 @@ class TenantAccount:
         return len(self._held)
 
     def ask(
-        self, limits: LimitsSpec, ask: Ask, key_limits: KeyLimitsSpec | None = None
+        self, limits: LimitsSpec, ask: Ask, scopes: tuple[Scope, ...] = (), slice_of: Lease | None = None
     ) -> asyncio.Future[Grant | Denial]:
-        """Asks for a lease with the next call."""
+        """Asks for a lease with the next call, by the tenant's `limits` and those of `scopes`; or for a slice of one
+        that is held, in the same periods."""
         self._idle_renewals = 0
         decided = self._create_future()
-        self._waiting.append(_Waiting(ask, limits, key_limits, decided))
+        self._waiting.append(_Waiting(ask, limits, scopes, slice_of, decided))
         self._wake(self)
         return decided
 
@@ -150,8 +164,14 @@ class TenantAccount:
         """Notes that the lease's settlement is on its way. False if it was before: a lease is settled once."""
         if self._held.get(lease.member) is not _Stage.RUNS:
             return False
-        self._held[lease.member] = _Stage.SETTLES
+        for held in (lease, *lease.slices):
+            self._held[held.member] = _Stage.SETTLES
         return True
+
+    def sweep(self) -> None:
+        """Frees with the next call what a killed worker holds of scopes that tenants share."""
+        self._shares = self._sweeps = True
+        self._wake(self)
 
     def renew(self) -> None:
         """Renews all leases with the next call, and asks whether Redis still has what it had; more rarely after a while
@@ -193,41 +213,46 @@ class TenantAccount:
         batch = None if outbox is None else outbox.batch()
         if batch is not None:
             self._note_sent(batch)
-        waiting = self._aboard = self._board()
+        waiting = self._aboard = self._board(now_ms)
         still_held = [member for member in self._renewals if self._is_renewable(member)]
         renewals, self._renewals = still_held[:CALL_MAX], still_held[CALL_MAX:]
         releases = self._releasing = self._releases[:CALL_MAX]
         self._releases = self._releases[CALL_MAX:]
-        if not (waiting or renewals or releases or outbox is not None):
+        sweeps, self._sweeps = self._sweeps, False
+        if not (waiting or renewals or releases or outbox is not None or sweeps):
             return None
         if waiting:
-            limits = waiting[-1].limits
-            if limits is not self._limits:
-                self._limits, self._compiled = limits, None
-        compiled = self._limits_at(now_ms // 1000)
-        of_keys = {
-            ask.key: windows_at(key_limits, now_ms // 1000, self._limits.time_zone, key=ask.key)
-            for ask, _, key_limits, _ in waiting
-            if key_limits is not None
-        }
-        if of_keys:
-            windows = (*compiled.windows, *(window for of_key in of_keys.values() for window in of_key))
-            compiled = msgspec.structs.replace(compiled, windows=windows)
-        self._asked_of = compiled
-        asks: list[str | int] = []
+            self._limits = waiting[-1].limits
+        at_s = (waiting[0].of_ms(now_ms) if waiting else now_ms) // 1000
+        compiled = self._asked_of = self._compiled.of_tenant(self._limits, at_s)
+        numbers: dict[str, int] = {}
+        self._sent_scopes = []
+        for scope in self._scopes_of(waiting, batch, releases):
+            self._sent_scopes.append(self._compiled.of_scope(scope, at_s))
+            numbers[scope.name] = len(self._sent_scopes)
+        asks: list[AskPart] = []
         members = self._members = []
-        has_more = compiled.has_more
-        for ask, _, _, _ in waiting:
+        for ask, _, scopes, slice_of, _ in waiting:
             self._asked += 1
+            unique = f"{self._worker}.{self._asked}{'' if slice_of is None else SLICE}"
+            member = f"{ask.lease_id}|{unique}|{ask.nanousd}|{compiled.period}"
             windows_of: tuple[str, ...] = ()
-            member = f"{ask.lease_id}|{self._worker}.{self._asked}|{ask.nanousd}|{compiled.period}"
-            if has_more:
-                windows_of = tuple(
-                    dict.fromkeys(window.period for window in compiled.windows if window.key in ("", ask.key))
-                )
-                member = f"{member}|{ask.most_tokens}|{','.join(windows_of)}"
-            members.append((member, windows_of))
-            asks += (member, ask.tokens, ask.nanousd, ask.input_tokens, ask.output_tokens, ask.most_tokens, ask.key)
+            of = tuple([numbers[scope.name] for scope in scopes])
+            if compiled.has_more or of:
+                met: list[ScopeLimits] = [compiled, *(self._sent_scopes[number - 1] for number in of)]
+                windows_of = tuple(dict.fromkeys(window.name for limits_of in met for window in limits_of.windows))
+                names = ",".join([limits_of.name for limits_of in met[1:] if limits_of.has_state])
+                member = f"{member}|{ask.most_tokens}|{','.join(windows_of)}|{names}"
+            members.append(_Sent(member, windows_of, of))
+            asks += (
+                member,
+                ask.tokens,
+                ask.nanousd,
+                ask.input_tokens,
+                ask.output_tokens,
+                ask.most_tokens,
+                of or False,
+            )
         return account_call(
             self._keys,
             now_ms=now_ms,
@@ -239,6 +264,8 @@ class TenantAccount:
             renewals=renewals,
             releases=releases,
             asks=asks,
+            scopes=self._sent_scopes,
+            shared_by=self.tenant if self._shares else "",
             booking=None if batch is None else self._booking(batch, now_ms),
         )
 
@@ -247,10 +274,8 @@ class TenantAccount:
         aboard, self._aboard = self._aboard, []
         self._releasing = []
         self._away_ms = 0
-        for (ask, _, _, decided), (member, windows), verdict in zip(
-            aboard, self._members, answer.verdicts, strict=True
-        ):
-            decision = self._decision(ask, member, windows, verdict, answer.now_ms)
+        for waited, sent, verdict in zip(aboard, self._members, answer.verdicts, strict=True):
+            decision, decided = self._decision(waited, sent, verdict, answer.now_ms), waited.decided
             if not decided.done():
                 decided.set_result(decision)
             elif isinstance(decision, Grant):
@@ -280,9 +305,9 @@ class TenantAccount:
             if not future.done():
                 future.set_result(None)
 
-    def _board(self) -> list[_Waiting]:
-        """The asks of the next call. Before Redis has said where it stands there are none; while it is being given back
-        what it lost, they are refused: they would be decided as if that had not been spent."""
+    def _board(self, now_ms: int) -> list[_Waiting]:
+        """The asks of the next call, all of one time. Before Redis has said where it stands there are none; while it is
+        being given back what it lost, they are refused: they would be decided as if that had not been spent."""
         waiting = [waiting for waiting in self._waiting if not waiting.decided.done()]
         if any(outbox.replays for outbox in self.outboxes):
             for asked in waiting:
@@ -291,8 +316,13 @@ class TenantAccount:
         elif not self._is_verified:
             self._waiting = waiting
             return []
-        self._waiting = waiting[CALL_MAX:]
-        return waiting[:CALL_MAX]
+        aboard: list[_Waiting] = []
+        left: list[_Waiting] = []
+        for asked in waiting:
+            same = not aboard or asked.of_ms(now_ms) // QUARTER_MS == aboard[0].of_ms(now_ms) // QUARTER_MS
+            (aboard if same and len(aboard) < CALL_MAX else left).append(asked)
+        self._waiting = left
+        return aboard
 
     @property
     def _is_verified(self) -> bool:
@@ -303,7 +333,8 @@ class TenantAccount:
         lost = outbox.lost
         for record in outbox.told(last):
             if record.lease is not None:
-                self._held.pop(record.lease.member, None)
+                for held in (record.lease, *record.lease.slices):
+                    self._held.pop(held.member, None)
         if outbox.lost > lost:
             for other in self.outboxes:
                 if other is not outbox:
@@ -312,7 +343,8 @@ class TenantAccount:
     def _note_sent(self, batch: Batch) -> None:
         for record in batch.records:
             if record.lease is not None and record.lease.member in self._held:
-                self._held[record.lease.member] = _Stage.SENT
+                for held in (record.lease, *record.lease.slices):
+                    self._held[held.member] = _Stage.SENT
 
     def _is_renewable(self, member: str) -> bool:
         return self._held.get(member, _Stage.SENT) is not _Stage.SENT
@@ -336,46 +368,66 @@ class TenantAccount:
     def _outbox_waits(self) -> bool:
         return any(outbox.wants_call for outbox in self.outboxes)
 
-    def _decision(
-        self, ask: Ask, member: str, windows: tuple[str, ...], verdict: Verdict, now_ms: int
-    ) -> Grant | Denial:
-        limits = self._limits
+    def _scopes_of(
+        self, waiting: Sequence[_Waiting], batch: Batch | None, releases: Sequence[Release]
+    ) -> Iterable[Scope]:
+        """What the asks meet, and what those that end have taken from, as far as this worker has met it."""
+        for asked in waiting:
+            for scope in asked.scopes:
+                if self._scopes.get(scope.name) is not scope:
+                    self._scopes[scope.name] = scope
+                    self._shares = self._shares or scope.name.startswith("@")
+        if not self._scopes:
+            return ()
+        names = {scope.name for asked in waiting for scope in asked.scopes}
+        members = [release[0] for release in releases]
+        for record in batch.records if batch is not None else ():
+            if record.lease is not None:
+                members += (held.member for held in (record.lease, *record.lease.slices))
+        for member in members:
+            names.update(scopes_named(member))
+        return [self._scopes[name] for name in sorted(names) if name in self._scopes]
+
+    def _decision(self, waited: _Waiting, sent: _Sent, verdict: Verdict, now_ms: int) -> Grant | Denial:
+        compiled = self._asked_of
+        assert compiled is not None
+        limits: list[ScopeLimits] = [compiled, *self._sent_scopes]
         standing = Standing(
-            limits.requests_per_minute,
+            or_none(limits[verdict.requests_scope].requests_per_minute),
             verdict.requests_remaining,
             verdict.requests_reset_ms,
-            limits.tokens_per_minute,
+            or_none(limits[verdict.tokens_scope].tokens_per_minute),
             verdict.tokens_remaining,
             verdict.tokens_reset_ms,
         )
+        notes = self._notes(verdict.notes, limits) if verdict.notes else ()
         dimension = DIMENSIONS[verdict.dimension]
         if dimension is None:
+            member, windows = sent.member, sent.windows
+            if verdict.member:
+                member, windows = verdict.member, windows_named(verdict.member)
             self._held[member] = _Stage.RUNS
+            ask = waited.ask
             lease = Lease(
                 member,
                 self.tenant,
-                self._period.name,
+                self._compiled.period.name,
                 ask.tokens,
                 ask.nanousd,
-                now_ms,
+                now_ms if waited.slice_of is None else waited.slice_of.reserved_ms,
                 ask.input_tokens,
                 ask.output_tokens,
                 windows,
             )
-            return Grant(lease, standing)
-        compiled = self._asked_of
-        assert compiled is not None
-        limit, period, resets_at_s = compiled.budget_nanousd, self._period.name, self._period.end_s
-        match dimension:
-            case "budget_usd":
-                pass
-            case "tokens_per_day" | "usd_per_hour" | "usd_per_day" | "usd_per_month":
-                window = next(
-                    window for window in compiled.windows if window.dimension == dimension and window.key == verdict.key
-                )
-                limit, period, resets_at_s = window.limit, window.period.removeprefix(f"{window.key}:"), window.end_s
-            case _:
-                limit = getattr(compiled, dimension)
+            return Grant(lease, standing, notes)
+        refusing = limits[verdict.scope]
+        limit, period, resets_at_s = compiled.budget_nanousd, self._compiled.period.name, self._compiled.period.end_s
+        if dimension != "budget_usd":
+            window = next((window for window in refusing.windows if window.dimension == dimension), None)
+            if window is None:
+                limit = getattr(refusing, dimension)
+            else:
+                limit, period, resets_at_s = window.limit, period_of(window.name), window.end_s
         return Denial(
             dimension=dimension,
             limit=limit,
@@ -387,27 +439,28 @@ class TenantAccount:
             reserved_nanousd=verdict.reserved_nanousd,
             period=period,
             resets_at_s=resets_at_s,
-            key=verdict.key,
+            scope=self._scopes[refusing.name].label if refusing.name else "",
+            notes=notes,
         )
 
-    def _limits_at(self, now_s: int) -> AccountLimits:
-        if self._compiled is None or not self._period.start_s <= now_s < self._until_s:
-            limits = self._limits
-            self._period = period_at(limits.budget_period, now_s, limits.time_zone)
-            windows = windows_at(limits, now_s, limits.time_zone)
-            self._until_s = min([self._period.end_s, *(window.end_s for window in windows)])
-            self._compiled = AccountLimits(
-                requests_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.requests_per_minute)),
-                tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.tokens_per_minute)),
-                concurrent_requests=_or_unlimited(limits.concurrent_requests),
-                budget_nanousd=-1 if limits.budget_usd is None else nanousd_of_usd(limits.budget_usd),
-                input_tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.input_tokens_per_minute)),
-                output_tokens_per_minute=min(PER_MINUTE_MAX, _or_unlimited(limits.output_tokens_per_minute)),
-                concurrent_tokens=min(EXACT_MAX, _or_unlimited(limits.concurrent_tokens)),
-                windows=windows,
-                period=self._period.name,
+    def _notes(self, told: Sequence[int], limits: Sequence[ScopeLimits]) -> tuple[Note, ...]:
+        notes = []
+        for number, dimension_number, percent in zip(told[::3], told[1::3], told[2::3], strict=True):
+            of, dimension = limits[number], DIMENSIONS[dimension_number]
+            assert dimension is not None
+            scope = self._scopes[of.name]
+            limit = next((window.limit for window in of.windows if window.dimension == dimension), None)
+            notes.append(
+                Note(
+                    kind=scope.kind,
+                    of=scope.of or self.tenant,
+                    scope=scope.label,
+                    dimension=dimension,
+                    limit=getattr(of, dimension) if limit is None else limit,
+                    percent=None if percent < 0 else percent,
+                )
             )
-        return self._compiled
+        return tuple(notes)
 
     def _booking(self, batch: Batch, now_ms: int) -> Booking:
         settings = self._settings
@@ -418,9 +471,10 @@ class TenantAccount:
             events_after_ms=max(0, now_ms - settings.events_kept_s * 1000),
             events=[record.packed for record in batch.records],
             settlements=[
-                _settlement(number, record.lease, record)
+                settlement
                 for number, record in enumerate(batch.records, batch.first)
                 if record.lease is not None
+                for settlement in settlements(number, record.lease, record)
             ],
             bucket_kept_s=settings.bucket_kept_s,
             usage=usage_sums(record.event for record in batch.records),
@@ -430,51 +484,3 @@ class TenantAccount:
         self._held.pop(lease.member, None)
         self._releases.append((lease.member, lease.tokens, lease.reserved_ms, lease.input_tokens, lease.output_tokens))
         self._wake(self)
-
-
-def _settlement(number: int, lease: Lease, record: Record) -> Settlement:
-    """What an event leaves of the reservation. Never run means that its place in requests/min comes back too."""
-    event = record.event
-    assert abs(event.cost_nanousd) <= EXACT_MAX
-    return (
-        number,
-        lease.member,
-        lease.period,
-        ",".join(lease.windows),
-        lease.tokens,
-        lease.reserved_ms,
-        event.usage.total_tokens,
-        event.cost_nanousd,
-        int(event.status == "refused"),
-        lease.input_tokens,
-        event.usage.input_tokens,
-        lease.output_tokens,
-        event.usage.output_tokens,
-    )
-
-
-def windows_at(limits: LimitsSpec | KeyLimitsSpec, now_s: int, time_zone: str, *, key: str = "") -> tuple[Window, ...]:
-    """The windows, beside the budget's period, that hold at `now_s` (Unix seconds); those of a key bear its name."""
-    scope = f"{key}:" if key else ""
-    windows: list[Window] = []
-
-    def add(dimension: Dimension, kind: PeriodKind, limit: int | None) -> None:
-        if limit is not None:
-            period = period_at(kind, now_s, time_zone)
-            windows.append(
-                Window(dimension=dimension, period=scope + period.name, limit=limit, end_s=period.end_s, key=key)
-            )
-
-    def nanousd(usd: Decimal | None) -> int | None:
-        return None if usd is None else nanousd_of_usd(usd)
-
-    tokens = limits.tokens_per_day
-    add("tokens_per_day", "day", None if tokens is None else min(EXACT_MAX, tokens))
-    add("usd_per_hour", "hour", nanousd(limits.usd_per_hour))
-    add("usd_per_day", "day", nanousd(limits.usd_per_day))
-    add("usd_per_month", "month", nanousd(limits.usd_per_month))
-    return tuple(windows)
-
-
-def _or_unlimited(limit: int | None) -> int:
-    return -1 if limit is None else limit

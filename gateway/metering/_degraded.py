@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.admission import Allowance, Ask, Denial, Grant, Lease, Standing, period_at
-from gateway.policy import TenantSpec
+from gateway.policy import Scopes, TenantSpec
 
 
 class Degraded:
@@ -24,10 +24,11 @@ class Degraded:
         self._last[tenant] = decision.standing
         self._allowances.pop(tenant, None)
 
-    def take(self, tenant: TenantSpec, ask: Ask) -> Grant | None:
+    def take(self, tenant: TenantSpec, ask: Ask, scopes: Scopes) -> Grant | None:
         """A grant from the tenant's allowance, or None when that is used up. Its lease holds nothing in Redis, so what
-        the request uses is taken from the limits when it is booked."""
-        if tenant.limits_of_key(ask.key) is not None:
+        the request uses is taken from the limits when it is booked. None too where limits hold that others share, or of
+        its key: only Redis counts those."""
+        if any(scope.mode == "enforce" for scope in scopes.others):
             return None
         now_ms = self._now_ms()
         last = self._last.get(tenant.name)

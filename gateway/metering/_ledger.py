@@ -21,13 +21,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from gateway.admission import Ask, Denial, Grant, Lease
-from gateway.policy import LimitsSpec, TenantSpec
-from gateway.store import EXACT_MAX, Coalescer, StoreUnavailable, end_tasks, load_script
+from gateway.policy import NO_SCOPES, LimitsSpec, Scopes, TenantSpec
+from gateway.store import EXACT_MAX, SHARED_DUE, Coalescer, StoreUnavailable, end_tasks, load_script
 
 from ._account import TenantAccount
 from ._books import Books
@@ -43,6 +45,9 @@ log = logging.getLogger(__name__)
 ASK_TOKENS_MAX = 10**10
 """More is refused by any limit there can be; keeps the script's arithmetic exact."""
 
+
+SWEPT_AT_ONCE = 100
+"""Tenants whose killed workers' leases are freed in one round."""
 
 READ_WAIT_S = 0.25
 """The longest that a reader waits for what was booked before it asked."""
@@ -89,6 +94,8 @@ class Ledger:
         self._settings = settings or LedgerSettings()
         self._loop = asyncio.get_running_loop()
         self._limits_of = limits_of
+        self._redis = redis
+        self._now_ms = now_ms
         self._coalescer = Coalescer(
             redis,
             load_script("account"),
@@ -134,8 +141,9 @@ class Ledger:
         """Whether what a request uses can be written down, or the policy is to serve on without."""
         return not self._books.failure or self._settings.on_journal_failure == "serve"
 
-    async def reserve(self, tenant: TenantSpec, ask: Ask) -> Grant | Denial:
-        """May this request run? Either everything it asks for is taken, or nothing.
+    async def reserve(self, tenant: TenantSpec, ask: Ask, scopes: Scopes = NO_SCOPES) -> Grant | Denial:
+        """May this request run, by its tenant's limits and those of `scopes`? Either all that it asks for is taken, or
+        nothing.
 
         A caller that is cancelled while it waits holds nothing: what was granted meanwhile is given back.
 
@@ -152,25 +160,40 @@ class Ledger:
         if not self.admits:
             raise JournalUnavailable(self._books.failure)
         if self._degraded is not None:
-            return await self._reserve_or_degrade(self._degraded, tenant, ask)
-        return await self._ask(tenant, ask)
+            return await self._reserve_or_degrade(self._degraded, tenant, ask, scopes)
+        return await self._ask(tenant, ask, scopes)
 
-    async def _reserve_or_degrade(self, degraded: Degraded, tenant: TenantSpec, ask: Ask) -> Grant | Denial:
+    async def extend(self, tenant: TenantSpec, lease: Lease, ask: Ask, scopes: Scopes = NO_SCOPES) -> Grant | Denial:
+        """May the request of `lease` use this as well? What is granted is a slice of the lease: it pays from the same
+        periods, takes no place among the running ones, and has to be settled with it, in its `slices`.
+
+        Raises:
+            StoreUnavailable: as `reserve` does.
+        """
+        if self._closed:
+            raise StoreUnavailable("The gateway is shutting down")
+        return await self._ask(tenant, ask, scopes, slice_of=lease)
+
+    async def _reserve_or_degrade(
+        self, degraded: Degraded, tenant: TenantSpec, ask: Ask, scopes: Scopes
+    ) -> Grant | Denial:
         """Redis decides while it is there, and this worker's share of the limits while it is away. During an outage
         nobody waits for Redis unless the share is used up: whoever asks then may find it back."""
-        if self._coalescer.failures and (grant := degraded.take(tenant, ask)) is not None:
+        if self._coalescer.failures and (grant := degraded.take(tenant, ask, scopes)) is not None:
             return grant
         try:
-            decision = await self._ask(tenant, ask)
+            decision = await self._ask(tenant, ask, scopes)
         except StoreUnavailable:
-            grant = degraded.take(tenant, ask)
+            grant = degraded.take(tenant, ask, scopes)
             if grant is None:
                 raise
             return grant
         degraded.heard(tenant.name, decision)
         return decision
 
-    async def _ask(self, tenant: TenantSpec, ask: Ask) -> Grant | Denial:
+    async def _ask(
+        self, tenant: TenantSpec, ask: Ask, scopes: Scopes, *, slice_of: Lease | None = None
+    ) -> Grant | Denial:
         account = self._account(tenant.name)
         if account.waiting >= self._settings.waiting_max:
             raise StoreUnavailable(f"{account.waiting} requests of {tenant.name} already wait for Redis")
@@ -182,7 +205,7 @@ class Ledger:
                 output_tokens=min(ask.output_tokens, ASK_TOKENS_MAX),
                 most_tokens=min(ask.most_tokens, ASK_TOKENS_MAX),
             )
-        decided = account.ask(tenant.limits, ask, tenant.limits_of_key(ask.key))
+        decided = account.ask(tenant.limits, ask, scopes.others, slice_of)
         try:
             return await decided
         except asyncio.CancelledError:
@@ -236,6 +259,14 @@ class Ledger:
                     await asyncio.sleep(0.005)
         return not self._unbooked()
 
+    async def sweep(self) -> None:
+        """Frees what killed workers hold of limits that tenants share, as happens from time to time by itself: their
+        own tenants may never ask again."""
+        with contextlib.suppress(RedisError, OSError):  # while Redis is away nothing is shared, nor freed
+            due = await self._redis.zrange(SHARED_DUE, 0, self._now_ms(), byscore=True, offset=0, num=SWEPT_AT_ONCE)
+            for tenant in cast(list[bytes], due):
+                self._account(tenant.decode()).sweep()
+
     def renew(self) -> None:
         """Renews all leases now, as happens from time to time by itself."""
         for account in self._accounts.values():
@@ -280,6 +311,7 @@ class Ledger:
         while True:
             await asyncio.sleep(self._settings.lease_renew_s)
             self.renew()
+            await self.sweep()
 
     def _on_connected(self, away_s: float) -> None:
         for account in self._accounts.values():

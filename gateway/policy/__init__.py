@@ -6,16 +6,15 @@ decimals. Public ids and hashes of keys may be here, secrets never.
 
 from ._difference import Difference, differences
 from ._documents import (
-    BudgetPeriod,
     ClassSpec,
     ContextSpec,
     Engine,
+    FleetSpec,
     GpuSpec,
+    GroupSpec,
     JournalFailure,
-    KeyLimitsSpec,
     KeySpec,
     LedgerSpec,
-    LimitsSpec,
     ModelSpec,
     Policies,
     PriceSpec,
@@ -28,20 +27,24 @@ from ._documents import (
     TenantSpec,
 )
 from ._keys import check_public_id, hash_key, looks_like_key, parse_public_id
+from ._limits import BudgetPeriod, LimitsSpec, RuleMode, RulesSpec, ScopeLimitsSpec
 from ._load import load
 from ._problems import PolicyError, Problem
 from ._rules import check_name
 from ._schema import json_schema
+from ._scopes import NO_SCOPES, Scope, ScopeKind, Scopes
 
 __all__ = [
+    "NO_SCOPES",
     "BudgetPeriod",
     "ClassSpec",
     "ContextSpec",
     "Difference",
     "Engine",
+    "FleetSpec",
     "GpuSpec",
+    "GroupSpec",
     "JournalFailure",
-    "KeyLimitsSpec",
     "KeySpec",
     "LedgerSpec",
     "LimitsSpec",
@@ -51,6 +54,12 @@ __all__ = [
     "PriceSpec",
     "Problem",
     "ReplicaSpec",
+    "RuleMode",
+    "RulesSpec",
+    "Scope",
+    "ScopeKind",
+    "ScopeLimitsSpec",
+    "Scopes",
     "SinkFormat",
     "SinkSpec",
     "SloSpec",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from ._documents import KeySpec, LedgerSpec, ModelSpec, TenantSpec
+from ._documents import KeySpec, ModelSpec, TenantSpec
+from ._limits import ScopeLimitsSpec
 from ._problems import Steps
 from ._reader import Reader
 from ._rules import ANY_MODEL
@@ -37,7 +38,7 @@ class Source:
 
 def check(sources: list[Source]) -> Document:
     """Merges the files and notes with their readers what does not fit; what is there twice, where it comes second."""
-    merged = Document(ledger=_ledger(sources))
+    merged = Document(ledger=_only(sources, "ledger").ledger, fleet=_only(sources, "fleet").fleet)
     _merge(sources, merged)
     _check_model_names(sources)
     _check_keys(sources)
@@ -46,7 +47,7 @@ def check(sources: list[Source]) -> Document:
 
 
 def _merge(sources: list[Source], merged: Document) -> None:
-    for section in ("models", "tenants", "classes"):
+    for section in ("models", "tenants", "classes", "groups"):
         first: dict[str, str] = {}
         target = getattr(merged, section)
         for source in sources:
@@ -61,13 +62,13 @@ def _merge(sources: list[Source], merged: Document) -> None:
                     target[name] = value
 
 
-def _ledger(sources: list[Source]) -> LedgerSpec | None:
-    """The one section that has no names: it is written once."""
-    steps: Steps = ("ledger",)
+def _only(sources: list[Source], section: str) -> Document:
+    """What says a section that has no names: it is written once."""
+    steps: Steps = (section,)
     written = [source for source in sources if steps in source.reader.lines]
     for source in written[1:]:
         source.reader.problem(steps, f"is written already in {written[0].place(steps)}; keep one")
-    return written[0].document.ledger if written else None
+    return written[0].document if written else Document()
 
 
 def _declared(source: Source, section: str) -> list[str]:
@@ -113,6 +114,7 @@ def _check_tenants(sources: list[Source], merged: Document) -> None:
     models = {name for source in sources for name in _declared(source, "models")}
     models.update(alias for model in merged.models.values() for alias in model.aliases)
     classes = {name for source in sources for name in _declared(source, "classes")}
+    groups = {name for source in sources for name in _declared(source, "groups")}
     priced = {
         str(steps[1])
         for source in sources
@@ -128,8 +130,11 @@ def _check_tenants(sources: list[Source], merged: Document) -> None:
         if tenant.class_name is not None and tenant.class_name not in classes:
             message = f"there is no class {tenant.class_name!r}{_known(tenant.class_name, classes)}"
             source.reader.problem((*at, "class"), message)
-        budgets = tenant.limits.budgets
-        if budgets or any(tenant.has_budget(key.id) for key in tenant.keys):
+        if tenant.group is not None and tenant.group not in groups:
+            message = f"there is no group {tenant.group!r}{_known(tenant.group, groups)}"
+            source.reader.problem((*at, "group"), message)
+        budgeted = _budgeted(tenant, merged)
+        if budgeted is not None:
             usable = [model.name for model in merged.models.values() if tenant.may_use(model)]
             unpriced = sorted(name for name in usable if name not in priced)
             if unpriced:
@@ -137,7 +142,29 @@ def _check_tenants(sources: list[Source], merged: Document) -> None:
                     f"this budget cannot be held: no price is set for {', '.join(unpriced)}, which this tenant may use;"
                     " give each a price, or name the tenant's models"
                 )
-                source.reader.problem((*at, "limits", next(iter(budgets))) if budgets else (*at, "keys"), message)
+                source.reader.problem((*at, *budgeted), message)
+    for source, model in _models(sources):
+        if model.limits is not None and _all_budgets(model.limits) and model.name not in priced:
+            message = "this budget cannot be held: the model has no price"
+            source.reader.problem(("models", model.name, "limits"), message)
+
+
+def _budgeted(tenant: TenantSpec, merged: Document) -> Steps | None:
+    """Where it is said that this tenant's requests are paid from a budget; None when nowhere."""
+    if budgets := _all_budgets(tenant.limits):
+        return ("limits", budgets[0])
+    if any(key.limits is not None and _all_budgets(key.limits) for key in tenant.keys):
+        return ("keys",)
+    group = merged.groups.get(tenant.group or "")
+    if group is not None and _all_budgets(group.limits):
+        return ("group",)
+    return () if merged.fleet is not None and _all_budgets(merged.fleet.limits) else None
+
+
+def _all_budgets(limits: ScopeLimitsSpec) -> list[str]:
+    """Their names, also of those that do not refuse."""
+    rules = (limits, limits.soft, limits.audit)
+    return [name for of_mode in rules if of_mode is not None for name in of_mode.budgets]
 
 
 def _models(sources: list[Source]) -> Iterator[tuple[Source, ModelSpec]]:

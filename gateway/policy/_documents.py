@@ -9,8 +9,10 @@ from typing import Literal
 
 from gateway.pricing import GPUS, Price
 
+from ._limits import LimitsSpec, ScopeLimitsSpec
+from ._scopes import NO_SCOPES, Scopes, scopes_with
+
 Engine = Literal["vllm"]
-BudgetPeriod = Literal["hour", "day", "month"]
 JournalFailure = Literal["refuse", "serve"]
 StoreFailure = Literal["refuse", "degrade"]
 Disconnect = Literal["abort", "finish"]
@@ -71,7 +73,7 @@ class ContextSpec:
 class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
     an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `tokenizer` is the path
-    of its `tokenizer.json`."""
+    of its `tokenizer.json`; `limits` are of all tenants together."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
@@ -83,21 +85,7 @@ class ModelSpec:
     on_disconnect: Disconnect = "abort"
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyLimitsSpec:
-    """What a key may use of what its tenant may; None means no limit beside the tenant's."""
-
-    tokens_per_day: int | None = None
-    usd_per_hour: Decimal | None = None
-    usd_per_day: Decimal | None = None
-    usd_per_month: Decimal | None = None
-
-    @property
-    def budgets(self) -> dict[str, Decimal]:
-        """All budgets in dollars, by the name of their field."""
-        return _set_of(self, "usd_per_hour", "usd_per_day", "usd_per_month")
+    limits: ScopeLimitsSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,75 +94,55 @@ class KeySpec:
 
     id: str
     sha256: str
-    limits: KeyLimitsSpec | None = None
+    limits: ScopeLimitsSpec | None = None
     context: ContextSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitsSpec:
-    """A tenant's limits; None means unlimited. Days and months begin at midnight in `time_zone`."""
+class GroupSpec:
+    """Limits that its tenants share. Days and months begin at midnight in `time_zone`, an IANA name."""
 
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    input_tokens_per_minute: int | None = None
-    output_tokens_per_minute: int | None = None
-    tokens_per_day: int | None = None
-    concurrent_requests: int | None = None
-    concurrent_tokens: int | None = None
-    budget_usd: Decimal | None = None
-    budget_period: BudgetPeriod = "month"
-    usd_per_hour: Decimal | None = None
-    usd_per_day: Decimal | None = None
-    usd_per_month: Decimal | None = None
+    name: str
+    limits: ScopeLimitsSpec = field(default_factory=ScopeLimitsSpec)
     time_zone: str = "UTC"
-    max_input_tokens: int | None = None
-    max_output_tokens: int | None = None
-
-    @property
-    def budgets(self) -> dict[str, Decimal]:
-        """All budgets in dollars, by the name of their field."""
-        return _set_of(self, "budget_usd", "usd_per_hour", "usd_per_day", "usd_per_month")
 
 
-def _set_of(limits: KeyLimitsSpec | LimitsSpec, *names: str) -> dict[str, Decimal]:
-    return {name: usd for name in names if (usd := getattr(limits, name)) is not None}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSpec:
+    """Limits that all tenants share; days and months are UTC's."""
+
+    limits: ScopeLimitsSpec = field(default_factory=ScopeLimitsSpec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSpec:
     """Who may use what. `models` holds names and aliases of models, or "*" for all. `time_zone` is an IANA name; the
-    limits take it over."""
+    limits take it over. `group` shares limits with others."""
 
     name: str
+    group: str | None = None
     keys: tuple[KeySpec, ...] = ()
     models: tuple[str, ...] = ("*",)
     class_name: str | None = None
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     context: ContextSpec | None = None
     time_zone: str = "UTC"
-    _key_limits: dict[str, KeyLimitsSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _key_limits: dict[str, ScopeLimitsSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
     _key_contexts: dict[str, ContextSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
-    _is_budgeted: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         self._key_limits.update({key.id: key.limits for key in self.keys if key.limits is not None})
         self._key_contexts.update({key.id: key.context for key in self.keys if key.context is not None})
-        object.__setattr__(self, "_is_budgeted", bool(self.limits.budgets))
         if self.time_zone != self.limits.time_zone:
             object.__setattr__(self, "limits", replace(self.limits, time_zone=self.time_zone))
 
-    def limits_of_key(self, key: str) -> KeyLimitsSpec | None:
+    def limits_of_key(self, key: str) -> ScopeLimitsSpec | None:
         """The limits of one of its keys by public id."""
         return self._key_limits.get(key)
 
     def context_of_key(self, key: str) -> ContextSpec | None:
         """How long requests with one of its keys may be, by public id."""
         return self._key_contexts.get(key)
-
-    def has_budget(self, key: str) -> bool:
-        """Whether a request with this key is paid from any budget, so that its dollars have to be reserved."""
-        of_key = self.limits_of_key(key)
-        return self._is_budgeted or (of_key is not None and bool(of_key.budgets))
 
     def may_use(self, model: ModelSpec) -> bool:
         """Whether this tenant's requests for the model are served."""
@@ -253,6 +221,8 @@ class Policies:
     models: dict[str, ModelSpec]
     tenants: dict[str, TenantSpec]
     classes: dict[str, ClassSpec]
+    groups: dict[str, GroupSpec] = field(default_factory=dict)
+    fleet: FleetSpec = field(default_factory=FleetSpec)
     ledger: LedgerSpec = field(default_factory=LedgerSpec)
     sha256: str
 
@@ -278,6 +248,28 @@ class Policies:
         """What answers, events and logs call these documents: the first 12 hex digits of their SHA-256."""
         return self.sha256[:12]
 
+    def scopes_of(self, tenant: TenantSpec, key: str, model: str) -> Scopes:
+        """Whose limits a request meets beyond its tenant's own: its key's, by public id, its model's, by name, .."""
+        if tenant.limits_of_key(key) is None:
+            key = ""
+        of_tenant, found = self._scopes.get((tenant.name, key, model), (None, NO_SCOPES))
+        if of_tenant is not tenant:
+            found = self._find_scopes(tenant, key, model)
+            self._scopes[tenant.name, key, model] = tenant, found
+        return found
+
+    def _find_scopes(self, tenant: TenantSpec, key: str, model: str) -> Scopes:
+        scopes = [*scopes_with("tenant", "", tenant.limits, tenant.time_zone)]
+        if (of_key := tenant.limits_of_key(key)) is not None:
+            scopes += scopes_with("key", key, of_key, tenant.time_zone)
+        if tenant.group is not None and (group := self.groups.get(tenant.group)) is not None:
+            scopes += scopes_with("group", group.name, group.limits, group.time_zone)
+        if (spec := self.models.get(model)) is not None and spec.limits is not None:
+            scopes += scopes_with("model", model, spec.limits)
+        scopes += scopes_with("fleet", "", self.fleet.limits)
+        is_budgeted = bool(tenant.limits.budgets) or any(scope.limits.budgets for scope in scopes)
+        return Scopes(tuple(scopes), is_budgeted)
+
     @property
     def price_epoch(self) -> str:
         """The name under which events carry the prices of these documents."""
@@ -291,6 +283,10 @@ class Policies:
             for model in self.models.values()
             if model.price is not None
         }
+
+    @cached_property
+    def _scopes(self) -> dict[tuple[str, str, str], tuple[TenantSpec | None, Scopes]]:
+        return {}
 
     @cached_property
     def _by_name(self) -> dict[str, ModelSpec]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ._checks import Source, check
-from ._documents import LedgerSpec, Policies
+from ._documents import FleetSpec, LedgerSpec, Policies
 from ._problems import PolicyError, Problem, shown
 from ._reader import Reader
 from ._table import DOCUMENT, Document
@@ -43,6 +43,8 @@ def load(directory: Path) -> Policies:
         models=merged.models,
         tenants=merged.tenants,
         classes=merged.classes,
+        groups=merged.groups,
+        fleet=merged.fleet or FleetSpec(),
         ledger=merged.ledger or LedgerSpec(),
         sha256=digest.hexdigest(),
     )

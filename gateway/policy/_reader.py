@@ -15,7 +15,7 @@ import yaml
 from ._keys import hash_key, looks_like_key
 from ._numbers import read_number
 from ._problems import Problem, Steps, dotted, shown
-from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Shape, Text
+from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Rule, Shape, Text
 
 _NULL_TAG = "tag:yaml.org,2002:null"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -49,6 +49,10 @@ class Reader:
             return self._map(shape, node, steps)
         if isinstance(shape, ListOf):
             return self._list(shape, node, steps)
+        if isinstance(shape, Rule):
+            if isinstance(node, yaml.MappingNode):
+                return self._record(shape.record, node, steps)
+            return self._scalar(shape.number, node, steps)
         return self._scalar(shape, node, steps)
 
     def problem(self, steps: Steps, message: str, *, line: int | None = None) -> _Invalid:
@@ -218,6 +222,8 @@ def _unknown_field(name: str, shape: Record, value: yaml.Node) -> str:
     if meant is None:
         return f"{message}; {shape.what} has {', '.join(shape.fields)}"
     number = shape.fields[meant].shape
+    if isinstance(number, Rule):
+        number = number.number
     in_unit = ""
     if isinstance(number, Number) and number.unit.name in ("seconds", "milliseconds", "US dollars"):
         in_unit = f" It is in {number.unit.name}."

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 from gateway.pricing import GPUS
 
 from ._documents import ContextSpec, GpuSpec, PriceSpec, TagsSpec
+from ._limits import RuleSpec
 from ._numbers import plain
 
 ANY_MODEL = "*"
@@ -148,6 +149,14 @@ def check_gpu(value: object) -> list[tuple[str, str]]:
         return [("usd_per_hour", "both sku and usd_per_hour say what the GPU costs; keep one")]
     if gpu.sku is None and gpu.usd_per_hour is None:
         return [("", "needs either sku (its price is in the catalogue) or usd_per_hour")]
+    return []
+
+
+def check_rule(value: object) -> list[tuple[str, str]]:
+    """A candidate is tried beside a limit that does something: the field to blame and what is wrong."""
+    rule = cast(RuleSpec, value)
+    if rule.candidate is not None and rule.mode == "audit":
+        return [("candidate", "the limit itself is only audited; write the number to try as its limit")]
     return []
 
 

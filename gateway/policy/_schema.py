@@ -44,7 +44,7 @@ def _schema(shape: Shape) -> JsonSchema:
         return {"enum": list(shape.options)}
     if isinstance(shape, Text):
         return {"type": "string", "pattern": f"^(?:{shape.pattern})$"} if shape.pattern else {"type": "string"}
-    return _number(shape)
+    return _number(shape) if isinstance(shape, Number) else {"oneOf": [_number(shape.number), _schema(shape.record)]}
 
 
 def _number(shape: Number) -> JsonSchema:

@@ -95,4 +95,12 @@ class Record:
     check: Callable[[object], list[tuple[str, str]]] | None = None
 
 
-Shape = Number | Text | Choice | ListOf | MapOf | Record
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A number alone, or a record that has it as a member."""
+
+    number: Number
+    record: Record
+
+
+Shape = Number | Text | Choice | ListOf | MapOf | Record | Rule

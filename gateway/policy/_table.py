@@ -11,11 +11,11 @@ from . import _numbers as units
 from ._documents import (
     ClassSpec,
     ContextSpec,
+    FleetSpec,
     GpuSpec,
-    KeyLimitsSpec,
+    GroupSpec,
     KeySpec,
     LedgerSpec,
-    LimitsSpec,
     ModelSpec,
     PriceSpec,
     ReplicaSpec,
@@ -25,6 +25,8 @@ from ._documents import (
     TenantSpec,
 )
 from ._keys import check_public_id
+from ._limits import LimitsSpec, RuleSpec, ScopeLimitsSpec
+from ._modes import limits_from
 from ._rules import (
     MODEL_NAME,
     PLAIN_NAME,
@@ -34,6 +36,7 @@ from ._rules import (
     check_model_name,
     check_name,
     check_price,
+    check_rule,
     check_sha256,
     check_sink_url,
     check_sku,
@@ -43,7 +46,7 @@ from ._rules import (
     check_tokenizer,
     check_url,
 )
-from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Text, Unit
+from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Rule, Text, Unit
 
 BUDGET_USD_MAX = Decimal(9_000_000)
 """In nano-dollars just below 2**53: Redis scripts compare in doubles, and up to there every nano-dollar is exact."""
@@ -56,12 +59,15 @@ class Document:
     models: dict[str, ModelSpec] = field(default_factory=dict)
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     classes: dict[str, ClassSpec] = field(default_factory=dict)
+    groups: dict[str, GroupSpec] = field(default_factory=dict)
+    fleet: FleetSpec | None = None
     ledger: LedgerSpec | None = None
 
 
 _MODEL = Text(what="a model's name", check=check_model_name, pattern=MODEL_NAME)
 _MODEL_OR_ANY = Text(what="a model's name", check=check_model_choice, pattern=rf"\*|{MODEL_NAME}")
 _TENANT = Text(what="a tenant's name", check=check_name, pattern=PLAIN_NAME)
+_GROUP = Text(what="a group's name", check=check_name, pattern=PLAIN_NAME)
 _CLASS = Text(what="a class's name", check=check_name, pattern=PLAIN_NAME)
 _RATIO = Number(unit=units.SHARE_OF_OUTPUT, whole=False, minimum=Decimal(0), maximum=Decimal(1))
 
@@ -96,6 +102,73 @@ CONTEXT_BESIDE_OTHERS = Record(
     fields=_CONTEXT_FIELDS,
 )
 """Where `on_excess` alone says something too: of a tenant's `limits`, of a model's own context."""
+
+
+def _rule(number: Number, about: str, aka: tuple[str, ...]) -> Field:
+    """A limit that counts: a number, or a record that also says what it does."""
+    record = Record(
+        what="a rule",
+        build=RuleSpec,
+        example="{limit: 600, mode: audit}",
+        check=check_rule,
+        fields={
+            "limit": Field(shape=number, required=True, about=about, aka=("value", "max")),
+            "mode": Field(
+                shape=Choice(options=("enforce", "soft", "audit")),
+                about="Refuse (enforce, the default); only tell how much is used, from 50 % on (soft); only tell what "
+                "would have been refused (audit).",
+                aka=("action", "kind"),
+            ),
+            "candidate": Field(
+                shape=number, about="Another limit, tried beside this one: it tells what it would have refused."
+            ),
+        },
+    )
+    return Field(shape=Rule(number=number, record=record), about=about, aka=aka)
+
+
+def _count(unit: Unit, about: str, *aka: str) -> Field:
+    return _rule(Number(unit=unit, absent="no limit"), about, aka)
+
+
+def _budget(about: str, *aka: str) -> Field:
+    number = Number(
+        unit=units.USD,
+        whole=False,
+        minimum=Decimal(0),
+        exclusive=True,
+        maximum=BUDGET_USD_MAX,
+        absent="no budget",
+    )
+    return _rule(number, about, aka)
+
+
+RULES = {
+    "requests_per_minute": _count(units.REQUESTS_PER_MINUTE, "Requests per minute.", "rpm", "rpm_limit"),
+    "tokens_per_minute": _count(
+        units.TOKENS_PER_MINUTE, "Input and output tokens per minute, together.", "tpm", "tpm_limit"
+    ),
+    "input_tokens_per_minute": _count(units.TOKENS_PER_MINUTE, "Input tokens per minute.", "itpm"),
+    "output_tokens_per_minute": _count(units.TOKENS_PER_MINUTE, "Output tokens per minute.", "otpm"),
+    "concurrent_requests": _count(
+        units.REQUESTS, "Requests running or waiting at once.", "concurrency", "max_parallel_requests"
+    ),
+    "concurrent_tokens": _count(
+        units.TOKENS, "Tokens that all running requests together may use at most, prompts and answers."
+    ),
+    "tokens_per_day": _count(
+        units.TOKENS, "Input and output tokens per day. Reserved before a request runs, so never overrun.", "tpd"
+    ),
+    "usd_per_hour": _budget("US dollars per hour of UTC. Reserved before a request runs, so never overrun."),
+    "usd_per_day": _budget("US dollars per day. Reserved before a request runs, so never overrun."),
+    "usd_per_month": _budget("US dollars per month. Reserved before a request runs, so never overrun."),
+}
+"""What may be limited of anything: a tenant, a key, a group, a model, the fleet."""
+
+
+def _limits_of(what: str) -> Record:
+    return Record(what=f"{what}'s limits", build=limits_from(ScopeLimitsSpec), example="{usd_per_day: 5}", fields=RULES)
+
 
 REPLICA = Record(
     what="a replica",
@@ -196,37 +269,11 @@ MODEL = Record(
             aka=("on_client_disconnect", "disconnect"),
         ),
         "gpu": Field(shape=GPU, about="What each replica runs on.", aka=("hardware",)),
+        "limits": Field(shape=_limits_of("a model"), about="What all tenants may use of it together.", aka=("limit",)),
         "price": Field(shape=PRICE, about="What tenants pay for this model.", aka=("pricing", "cost")),
     },
 )
 
-
-def _budget(about: str, *aka: str) -> Field:
-    return Field(
-        shape=Number(
-            unit=units.USD,
-            whole=False,
-            minimum=Decimal(0),
-            exclusive=True,
-            maximum=BUDGET_USD_MAX,
-            absent="no budget",
-        ),
-        about=about,
-        aka=aka,
-    )
-
-
-KEY_LIMITS = Record(
-    what="a key's limits",
-    build=KeyLimitsSpec,
-    example="{usd_per_day: 5}",
-    fields={
-        "tokens_per_day": _limit(units.TOKENS, "Tokens this key may use per day of the tenant's zone.", "tpd"),
-        "usd_per_hour": _budget("US dollars this key may cost per hour of UTC."),
-        "usd_per_day": _budget("US dollars this key may cost per day of the tenant's zone."),
-        "usd_per_month": _budget("US dollars this key may cost per month of the tenant's zone."),
-    },
-)
 
 KEY = Record(
     what="a key",
@@ -251,7 +298,7 @@ KEY = Record(
             about="SHA-256 of the whole key, in hex. The key itself is never written down.",
             aka=("hash", "sha", "digest", "key_hash"),
         ),
-        "limits": Field(shape=KEY_LIMITS, about="What this key may use of what its tenant may."),
+        "limits": Field(shape=_limits_of("a key"), about="What this key may use of what its tenant may."),
         "context": Field(shape=CONTEXT, about="How long requests with this key may be; the smallest limit wins."),
     },
 )
@@ -259,40 +306,56 @@ KEY = Record(
 
 LIMITS = Record(
     what="limits",
-    build=LimitsSpec,
+    build=limits_from(LimitsSpec),
     example="{requests_per_minute: 600, tokens_per_minute: 200000}",
     fields={
-        "requests_per_minute": _limit(units.REQUESTS_PER_MINUTE, "Requests per minute.", "rpm", "rpm_limit"),
-        "tokens_per_minute": _limit(
-            units.TOKENS_PER_MINUTE, "Input and output tokens per minute, together.", "tpm", "tpm_limit"
-        ),
-        "input_tokens_per_minute": _limit(units.TOKENS_PER_MINUTE, "Input tokens per minute.", "itpm"),
-        "output_tokens_per_minute": _limit(units.TOKENS_PER_MINUTE, "Output tokens per minute.", "otpm"),
-        "concurrent_requests": _limit(
-            units.REQUESTS, "Requests running or waiting at once.", "concurrency", "max_parallel_requests"
-        ),
-        "concurrent_tokens": _limit(
-            units.TOKENS, "Tokens that all running requests together may use at most, prompts and answers."
-        ),
-        "tokens_per_day": _limit(
-            units.TOKENS, "Input and output tokens per day of the tenant's zone. Reserved, so never overrun.", "tpd"
-        ),
+        **RULES,
         "budget_usd": _budget(
             "US dollars per budget_period. Reserved before a request runs, so never overrun.",
             "budget",
             "max_budget",
             "spend_limit",
         ),
-        "usd_per_hour": _budget("A further budget: US dollars per hour of UTC."),
-        "usd_per_day": _budget("A further budget: US dollars per day of the tenant's zone."),
-        "usd_per_month": _budget("A further budget: US dollars per month of the tenant's zone."),
         "budget_period": Field(
             shape=Choice(options=("hour", "day", "month")),
             about="When the budget begins anew (default month): hours of UTC, days and months of the tenant's zone.",
             aka=("budget_duration", "period"),
         ),
+        "reserve": Field(
+            shape=Choice(options=("worst_case", "sliced")),
+            about="What a stream holds of dollars and tokens: the most it can use (worst_case, the default), or its "
+            "prompt and the next few hundred tokens, extended as it goes (sliced).",
+            aka=("reservation",),
+        ),
         "max_input_tokens": _limit(units.TOKENS, "Longest prompt, in tokens.", "max_prompt_tokens"),
         "max_output_tokens": _limit(units.TOKENS, "Longest answer, in tokens.", "max_tokens", "max_completion_tokens"),
+    },
+)
+
+_TIME_ZONE = Field(
+    shape=Text(what="a time zone", check=check_time_zone, pattern=r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*"),
+    about="IANA name of the zone in which days and months of the budget begin (default UTC).",
+    aka=("timezone", "tz", "zone"),
+)
+
+GROUP = Record(
+    what="a group",
+    build=GroupSpec,
+    example="{limits: {usd_per_day: 100}}",
+    fields={
+        "limits": Field(
+            shape=_limits_of("a group"), about="What its tenants may use together.", aka=("limit", "quota")
+        ),
+        "time_zone": _TIME_ZONE,
+    },
+)
+
+FLEET = Record(
+    what="the fleet",
+    build=FleetSpec,
+    example="{limits: {concurrent_requests: 2000}}",
+    fields={
+        "limits": Field(shape=_limits_of("the fleet"), about="What all tenants may use together.", aka=("limit",)),
     },
 )
 
@@ -314,16 +377,13 @@ TENANT = Record(
         "class": Field(
             shape=_CLASS, attribute="class_name", about="Service class, one of `classes`.", aka=("priority_class",)
         ),
+        "group": Field(shape=_GROUP, about="One of `groups`, whose limits it shares.", aka=("organization", "team")),
         "limits": Field(shape=LIMITS, about="What the tenant may use; without it, no limit.", aka=("limit", "quota")),
         "context": Field(
             shape=CONTEXT_BESIDE_OTHERS,
             about="How long this tenant's requests may be; on_excess holds for the lengths in its limits too.",
         ),
-        "time_zone": Field(
-            shape=Text(what="a time zone", check=check_time_zone, pattern=r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*"),
-            about="IANA name of the zone in which days and months of the budget begin (default UTC).",
-            aka=("timezone", "tz", "zone"),
-        ),
+        "time_zone": _TIME_ZONE,
     },
 )
 
@@ -479,6 +539,12 @@ DOCUMENT = Record(
             shape=MapOf(name=_CLASS, item=CLASS, example="interactive: {priority: 10}"),
             about="Service classes by name.",
         ),
+        "groups": Field(
+            shape=MapOf(name=_GROUP, item=GROUP, example="research: {limits: {usd_per_day: 100}}"),
+            about="Groups of tenants that share limits, by name.",
+            aka=("organizations", "orgs"),
+        ),
+        "fleet": Field(shape=FLEET, about="Limits that all tenants share.", aka=("global", "cluster")),
         "ledger": Field(shape=LEDGER, about="How usage is kept.", aka=("metering", "billing", "journal")),
     },
 )

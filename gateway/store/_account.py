@@ -6,12 +6,13 @@ Both sides are MessagePack arrays; the structs here keep the script's order of f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Final, Literal
 
 import msgspec
 
 from ._coalescer import Call
-from ._keys import BucketSize, TenantKeys
+from ._keys import SHARED_PREFIX, BucketSize, TenantKeys
 
 EXACT_MAX: Final = 2**53 - 1
 """Lua's numbers are doubles: integers are exact up to here. In nano-dollars: 9.007 million dollars."""
@@ -51,36 +52,59 @@ DIMENSIONS: Final[tuple[Dimension | None, ...]] = (
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """One limit of a period: `limit` tokens or nano-dollars, as `dimension` has it, in the period named `period`, which
-    ends at `end_s` (Unix seconds). With a `key` it is of requests with that key only."""
+    """One limit of a period: `limit` tokens or nano-dollars, as `dimension` has it, in the window named `name`, which
+    ends at `end_s` (Unix seconds)."""
 
     dimension: Dimension
-    period: str
+    name: str
     limit: int
     end_s: int
-    key: str = ""
 
     def __post_init__(self) -> None:
         assert 0 <= self.limit <= EXACT_MAX
 
 
-class AccountLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tenant's account is checked against. -1 is unlimited. `period` names the budget's current period; the
-    `windows` are of further budgets, and of tokens."""
+class Mode(IntEnum):
+    """What a scope's limits do: refuse, tell how much of them is used, or tell that they would have refused."""
 
+    ENFORCE = 0
+    SOFT = 1
+    AUDIT = 2
+
+
+class ScopeLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one scope is checked against. -1 is unlimited; the `windows` are of budgets, and of tokens. The `name` of a
+    scope that tenants share begins with "@", and so do those of its windows; the tenant's own has none."""
+
+    name: str = ""
+    mode: Mode = Mode.ENFORCE
     requests_per_minute: int = -1
     tokens_per_minute: int = -1
     concurrent_requests: int = -1
-    budget_nanousd: int = -1
     input_tokens_per_minute: int = -1
     output_tokens_per_minute: int = -1
     concurrent_tokens: int = -1
     windows: tuple[Window, ...] = ()
-    period: str
+
+    @property
+    def is_shared(self) -> bool:
+        return self.name.startswith("@")
+
+    @property
+    def has_state(self) -> bool:
+        """Whether leases have to name it: it has buckets to refund, or counts what runs."""
+        return (
+            self.requests_per_minute >= 0
+            or self.tokens_per_minute >= 0
+            or self.concurrent_requests >= 0
+            or self.input_tokens_per_minute >= 0
+            or self.output_tokens_per_minute >= 0
+            or self.concurrent_tokens >= 0
+        )
 
     @property
     def has_more(self) -> bool:
-        """Whether there are limits beside the first four; if not, the script does nothing for them."""
+        """Whether there are limits beside the first ones; if not, the script does nothing for them."""
         return (
             self.input_tokens_per_minute >= 0
             or self.output_tokens_per_minute >= 0
@@ -93,6 +117,16 @@ class AccountLimits(msgspec.Struct, frozen=True, kw_only=True):
         assert self.output_tokens_per_minute <= PER_MINUTE_MAX
         assert self.requests_per_minute <= PER_MINUTE_MAX
         assert self.tokens_per_minute <= PER_MINUTE_MAX
+
+
+class AccountLimits(ScopeLimits, frozen=True, kw_only=True):
+    """The tenant's own. `period` names the budget's current period."""
+
+    budget_nanousd: int = -1
+    period: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         assert self.budget_nanousd <= EXACT_MAX
 
 
@@ -108,6 +142,8 @@ cost_nanousd, requests_back, reserved_input, used_input, reserved_output, used_o
 
 Release = tuple[str, int, int, int, int]
 """member, tokens, reserved_ms, input_tokens, output_tokens"""
+
+AskPart = str | int | bool | tuple[int, ...]
 
 UsageSums = tuple[BucketSize, int, dict[str, int]]
 """bucket size, its start in Unix seconds, increments by field"""
@@ -132,7 +168,9 @@ class Booking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What the script decided on one ask; -1 stands for unlimited, and for no use in waiting."""
+    """What the script decided on one ask; -1 stands for unlimited, and for no use in waiting. Scopes are numbers of
+    those that were sent, from 1; 0 is the tenant's own. `notes` are flat: scope, dimension, percent used or -1.
+    `member` is the lease's where it is not the one asked for."""
 
     dimension: int
     requests_remaining: int
@@ -144,7 +182,11 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     retry_after_ms: int = 0
     spent_nanousd: int = 0
     reserved_nanousd: int = 0
-    key: str = ""
+    scope: int = 0
+    requests_scope: int = 0
+    tokens_scope: int = 0
+    notes: tuple[int, ...] = ()
+    member: str = ""
 
 
 class AccountReply(msgspec.Struct, frozen=True, array_like=True):
@@ -171,12 +213,14 @@ def account_call(
     away_ms: int = 0,
     renewals: Sequence[str] = (),
     releases: Sequence[Release] = (),
-    asks: Sequence[str | int] = (),
+    asks: Sequence[AskPart] = (),
+    scopes: Sequence[ScopeLimits] = (),
+    shared_by: str = "",
     booking: Booking | None = None,
 ) -> Call:
     """One call of account.lua. `asks` is flat: member, tokens, nanousd, input_tokens, output_tokens, most_tokens,
-    key, member, ... `producer` is whose last record is
-    asked for, and whose booking it is."""
+    numbers of `scopes` (from 1) or False, member, ... `producer` is whose last record is asked for, and whose booking
+    it is. `shared_by` is the tenant's name if leases of it may be of shared scopes."""
     assert len(renewals) <= CALL_MAX
     assert len(releases) <= CALL_MAX
     assert len(asks) <= 7 * CALL_MAX
@@ -214,6 +258,9 @@ def account_call(
         keys.window_prefix,
         WINDOW_TTL_S,
         _more(limits),
+        [_scope(scope) for scope in scopes] or False,
+        SHARED_PREFIX,
+        shared_by,
     )
     return Call(names, [_encode(payload), *events])
 
@@ -223,12 +270,23 @@ def account_reply(reply: bytes) -> AccountReply:
     return _decode(reply)
 
 
-def _more(limits: AccountLimits) -> object:
+def _scope(limits: ScopeLimits) -> object:
+    return (
+        limits.name,
+        int(limits.mode),
+        limits.requests_per_minute,
+        limits.tokens_per_minute,
+        limits.concurrent_requests,
+        _more(limits),
+    )
+
+
+def _more(limits: ScopeLimits) -> object:
     if not limits.has_more:
         return False
     checks: list[str | int] = []
     for window in limits.windows:
-        checks += (DIMENSIONS.index(window.dimension), window.period, window.limit, window.end_s * 1000, window.key)
+        checks += (DIMENSIONS.index(window.dimension), window.name, window.limit, window.end_s * 1000)
     return (limits.input_tokens_per_minute, limits.output_tokens_per_minute, limits.concurrent_tokens, checks)
 
 

@@ -16,6 +16,13 @@ SINK_PARKED: Final = "mtok:sink:parked"
 """The events the sink refused: a stream of tenant, entry and status."""
 
 
+SHARED_PREFIX: Final = "mtok:shared:"
+"""What tenants share: scopes and windows of their limits, whose names begin with "@" (see scripts/account.lua)."""
+
+SHARED_DUE: Final = SHARED_PREFIX + "due"
+"""Zset: tenants that hold something of a shared scope, scored by when their first lease ends in Unix milliseconds."""
+
+
 class TenantKeys:
     """The names of one tenant's keys.
 

@@ -56,7 +56,7 @@ async def read_limits(redis: Redis, keys: TenantKeys, limits: LimitsSpec, now_s:
     pipeline.hmget(keys.budget(period.name), "spent", "reserved")
     for window in windows:
         counted = ("tokens", "tokens_reserved") if window.dimension == "tokens_per_day" else ("spent", "reserved")
-        pipeline.hmget(keys.window(window.period), *counted)
+        pipeline.hmget(keys.window(window.name), *counted)
     try:
         buckets, running, money, *used = await pipeline.execute()
     except (RedisError, OSError) as error:
@@ -88,7 +88,7 @@ async def read_limits(redis: Redis, keys: TenantKeys, limits: LimitsSpec, now_s:
             remaining = max(0, window.limit - spent - reserved)
             left[window.dimension] = LimitLeft(limit=window.limit, remaining=remaining, resets_at=window.end_s)
         else:
-            kind = window.period.partition(":")[0]
+            kind = window.name.partition(":")[0]
             left[window.dimension] = _budget_left(window.limit, kind, spent, reserved, window.end_s)
     return left
 

@@ -74,7 +74,7 @@ class Redis:
         )
         model, producer = self.model, call.keys[3].rpartition(":")[2]
         model.period = period
-        model.step(now)
+        model.pass_time(now)
         for member in renewals:
             _, _, nanousd, of = member.split("|")
             model.renew(member, Lease(0, int(nanousd), of))
@@ -103,7 +103,7 @@ class Redis:
         model.forget_expired()
         verdicts = []
         for i in range(0, len(asks), 7):
-            dimension, wait_ms = model.reserve(asks[i], Amounts(*asks[i + 1 : i + 6]))
+            dimension, wait_ms, _ = model.reserve(asks[i], Amounts(*asks[i + 1 : i + 6]))
             verdicts.append((dimension, 0, 0, -1, -1, 0, 0, wait_ms, 0, 0))
         return msgspec.msgpack.encode((model.at, last, verdicts))
 

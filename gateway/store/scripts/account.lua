@@ -1,12 +1,20 @@
 -- account.lua: one tenant's account, for everything that waited to be done to it, in one atomic step:
 -- renew leases, let go of those given back, book what ended, forget expired leases, then decide the asks in order.
--- An ask is checked in all dimensions and takes from all of them, or is refused and takes nothing.
+-- An ask is checked in all dimensions of all its scopes and takes from all of them, or is refused and takes nothing.
 -- State is read once and written once; the asks are decided in arithmetic.
 --
--- KEYS  1 {t}:limits  hash: at (time of the last call), period (of the last ask), requests and tokens: the buckets, each
---                     "<level> <at> <full_at>"; input and output: two more; held: tokens reserved by the leases
+-- A scope is what a limit is of: the tenant itself, one of its keys, or what it shares with others: its group, a model,
+-- the fleet. Names of shared scopes and of their windows begin with "@", and live under shared_prefix, beyond the
+-- tenant's hash tag. A scope's mode says what its limits do: 0 refuse; 1 soft: take, and tell how much is used, whatever
+-- it is; 2 audit: tell that they would have refused, and then take nothing there.
+--
+-- KEYS  1 {t}:limits  hash: at (time of the last call), period (of the last ask), requests, tokens, input and output:
+--                     the buckets, each "<level> <at> <full_at>"; held: tokens reserved by the leases; slices: how many
+--                     of the leases only extend another. Beside it {t}:limits:<scope> and <shared_prefix>scope:<scope>:
+--                     the buckets, running (leases) and held of another scope
 --       2 {t}:leases  zset: member -> expiry_ms;  member = "<request>|<unique>|<reserved nanousd>|<period>", and
---                     "|<reserved tokens>|<window>,<window>.." after it where the account has windows or counts tokens
+--                     "|<reserved tokens>|<window>,<window>..|<scope>,<scope>.." after it where there are limits beyond
+--                     the first four; the tenant's own scope is not named. A slice's <unique> ends with "s"
 --       3 {t}:events  stream          4 {t}:producer:<name>  string: the last record of that producer booked here
 --       5.. the usage hashes of the booking
 --       Beside them the budget hashes {t}:budget:<period> (spent, reserved), and for further windows {t}:window:<period>
@@ -21,8 +29,9 @@
 --        10 away_ms: for so long until now the caller could not reach us; leases that ran out meanwhile get a new term
 --        11 renewals {member, ..}
 --        12 releases {member, tokens, reserved_ms, input, output, ..}: granted to somebody who had gone
---        13 asks {member, tokens, nanousd, input, output, most_tokens, key, ..}: tokens, input and output are what the
---           buckets give; most_tokens is what a window and concurrent_tokens hold
+--        13 asks {member, tokens, nanousd, input, output, most_tokens, scopes, ..}: tokens, input and output are what the
+--           buckets give; most_tokens is what a window and concurrent_tokens hold; scopes, false or an array, are
+--           numbers in 18. An ask that is a slice takes no place in requests/min nor among the running
 --        14 booking, or false:
 --           { first, skips, producer, producer_ttl_s, events_after_ms,
 --             settlements {number, member, period, windows, reserved_tokens, reserved_ms, used_tokens, cost_nanousd,
@@ -32,20 +41,27 @@
 --           A booking is applied if `first` is the number after the producer's last, or skips = 1 and it is higher: so a
 --           resend changes nothing. Events booked before events_after_ms leave the stream.
 --        15 window_prefix, the windows' name before the period   16 window_ttl_s
---        17 more, or false where there are no further limits: { input_tokens_per_minute, output_tokens_per_minute,
---           concurrent_tokens, checks {dimension, window, limit (tokens or nanousd), ends_ms,
---           key (only asks of that key are checked, '': all), ..} }
+--        17 more, or false where the tenant has no further limits: { input_tokens_per_minute, output_tokens_per_minute,
+--           concurrent_tokens, checks {dimension, window, limit (tokens or nanousd), ends_ms, ..} }
+--        18 scopes, or false: { {name, mode, requests_per_minute, tokens_per_minute, concurrent_requests, more}, .. }
+--        19 shared_prefix   20 the tenant's name where some of 18 are shared, else ''
 --       2.. the booking's events, JSON, numbered from first
 -- returns MessagePack array { now_ms, last, verdicts }
 --   last      the producer's last record booked here, this call's included
 --   verdicts  one array per ask: { dimension, requests_remaining, requests_reset_ms, tokens_remaining,
---             tokens_reset_ms, asked, available, retry_after_ms, spent_nanousd, reserved_nanousd, key };  only the first
---             five when granted
+--             tokens_reset_ms, asked, available, retry_after_ms, spent_nanousd, reserved_nanousd, scope,
+--             requests_scope, tokens_scope, notes, member }; only the first five when granted by the tenant's own limits
+--             alone
 --   dimension 0 granted, else refused by 1 requests_per_minute, 2 tokens_per_minute, 3 concurrent_requests,
 --             4 budget_usd, 5 input_tokens_per_minute, 6 output_tokens_per_minute, 7 concurrent_tokens,
 --             8 tokens_per_day, 9 usd_per_hour, 10 usd_per_day, 11 usd_per_month: the one that takes longest.
 --             retry_after_ms -1: waiting does not help. spent and reserved are of the window that refused.
+--   scope     whose limit refused: 0 the tenant's, else its number in 18. requests_scope and tokens_scope are whose
+--             buckets are told of: the one with the least left of those that refuse.
 --   reset_ms  until the bucket is full; of an unlimited bucket everything is -1.
+--   notes     {scope, dimension, percent, ..}: percent used of a soft limit that is used by half; -1: an audited one that
+--             would have refused
+--   member    the lease's, where it is not the one that was asked for: it takes nothing from what would have refused
 --
 -- Buckets are counted in 1/60000 of a request or token, so that a limit per minute refills whole units per ms.
 -- All numbers stay below 2^53, where a double is exact; sums that could grow beyond are left to HINCRBY.
@@ -53,34 +69,46 @@
 local UNIT = 60000
 local RETRY_SOON_MS = 1000 -- when a running request will end is not known here
 local TOKENS_PER_DAY = 8
+local SOFT, AUDIT = 1, 2
+local TOLD_FROM_PERCENT = 50
+local AT, SLICE = 64, 115 -- "@", "s"
 
 local call = cmsgpack.unpack(ARGV[1])
 local lease_ttl_ms = call[2]
 local requests_limit, tokens_limit, leases_limit, budget = call[3], call[4], call[5], call[6]
 local period, budget_prefix, budget_ttl_s = call[7], call[8], call[9]
-local window_prefix, window_ttl_s, more = call[15], call[16], call[17]
+local window_prefix, window_ttl_s = call[15], call[16]
+local others, shared_prefix, shared_by = call[18] or {}, call[19], call[20]
 
 local function int(n) return string.format('%.0f', n) end
 local function div(a, b) return (a - math.fmod(a, b)) / b end -- whole division, exact where a / b rounds; a, b >= 0
 local function div_up(a, b) return div(a + b - 1, b) end
+local function is_shared(name) return string.byte(name) == AT end
+local function scope_key(name)
+  return is_shared(name) and shared_prefix .. 'scope:' .. name or KEYS[1] .. ':' .. name
+end
+local function window_key(name)
+  return is_shared(name) and shared_prefix .. 'window:' .. name or window_prefix .. name
+end
 
-local state = redis.call('HMGET', KEYS[1], 'at', 'requests', 'tokens', 'input', 'output', 'held')
+local state = redis.call('HMGET', KEYS[1], 'at', 'requests', 'tokens', 'input', 'output', 'held', 'slices')
 local now = math.max(call[1], tonumber(state[1]) or 0)
 
 -- A bucket remembers when it was last full: a refund of something taken before that would be tokens from nowhere,
--- since the refill has already made up for it.
+-- since the refill has already made up for it. One that is shared may have been seen by a clock ahead of ours.
 local function cap(b)
   if b.level >= b.capacity then
     b.level = b.capacity
-    b.full_at = now
+    b.full_at = b.at
   end
 end
 local function bucket(limit, stored)
   if limit < 0 then return nil end
-  local b = { limit = limit, capacity = limit * UNIT, level = limit * UNIT }
+  local b = { limit = limit, capacity = limit * UNIT, level = limit * UNIT, at = now }
   if stored then
     local level, at, full_at = string.match(stored, '(%S+) (%S+) (%S+)')
-    b.level = tonumber(level) + (now - tonumber(at)) * limit
+    b.at = math.max(now, tonumber(at))
+    b.level = tonumber(level) + (b.at - tonumber(at)) * limit
     b.full_at = tonumber(full_at)
   end
   cap(b)
@@ -100,10 +128,26 @@ local function wait_ms(b, amount)
   return div_up(amount * UNIT - b.level, b.limit)
 end
 
-local requests = bucket(requests_limit, state[2])
-local tokens = bucket(tokens_limit, state[3])
-local input = more and bucket(more[1], state[4])
-local output = more and bucket(more[2], state[5])
+-- A scope: its four buckets, and what else it limits. `number` is 0 for the tenant's own.
+local BUCKETS = { 'requests', 'tokens', 'input', 'output' }
+local function scope(number, name, mode, of_requests, of_tokens, concurrent, more, stored)
+  return {
+    number = number, name = name, mode = mode, concurrent = concurrent,
+    held_limit = more and more[3] or -1, windows = more and more[4] or {},
+    requests = bucket(of_requests, stored[1]), tokens = bucket(of_tokens, stored[2]),
+    input = more and bucket(more[1], stored[3]), output = more and bucket(more[2], stored[4]),
+    running = tonumber(stored[5]) or 0, held = tonumber(stored[6]) or 0,
+  }
+end
+local tenant = scope(0, '', 0, requests_limit, tokens_limit, leases_limit, call[17],
+  { state[2], state[3], state[4], state[5], false, state[6] })
+local scopes, scope_named = {}, {}
+for i, s in ipairs(others) do
+  local stored = redis.call('HMGET', scope_key(s[1]), 'requests', 'tokens', 'input', 'output', 'running', 'held')
+  scopes[i] = scope(i, s[1], s[2], s[3], s[4], s[5], s[6], stored)
+  scope_named[s[1]] = scopes[i]
+end
+local slices_before, slices = tonumber(state[7]) or 0, tonumber(state[7]) or 0
 
 -- Money is collected per period and written once, by increments.
 local spent_by, reserved_by = {}, {}
@@ -111,23 +155,51 @@ local function add(sums, key, n) sums[key] = (sums[key] or 0) + n end
 
 -- So are the windows, and the tokens that leases hold.
 local window_spent, window_reserved, window_tokens, window_tokens_reserved = {}, {}, {}, {}
-local held_before, held = tonumber(state[6]) or 0, tonumber(state[6]) or 0
+local held_before = tenant.held
+local running_by, held_by = {}, {}
 
 -- What a lease reserves is taken (sign 1) or given back (-1), where the lease says that it belongs.
 local function hold(member, sign)
-  local nanousd, lease_period, rest = string.match(member, '^[^|]*|[^|]*|(%d+)|([^|]*)(.*)$')
+  local unique, nanousd, lease_period, rest = string.match(member, '^[^|]*|([^|]*)|(%d+)|([^|]*)(.*)$')
   nanousd = tonumber(nanousd)
+  local is_slice = string.byte(unique, -1) == SLICE
+  if is_slice then slices = slices + sign end
   if nanousd > 0 then add(reserved_by, lease_period, sign * nanousd) end
   if rest ~= '' then
-    local most_tokens, windows = string.match(rest, '^|(%d+)|(.*)$')
+    local most_tokens, windows, of_scopes = string.match(rest, '^|(%d+)|([^|]*)|?(.*)$')
     most_tokens = tonumber(most_tokens)
-    held = held + sign * most_tokens
+    tenant.held = tenant.held + sign * most_tokens
     for window in string.gmatch(windows, '[^,]+') do
       add(window_reserved, window, sign * nanousd)
       add(window_tokens_reserved, window, sign * most_tokens)
     end
+    for name in string.gmatch(of_scopes, '[^,]+') do
+      if not is_slice then add(running_by, name, sign) end
+      add(held_by, name, sign * most_tokens)
+      local s = scope_named[name]
+      if s then
+        if not is_slice then s.running = s.running + sign end
+        s.held = s.held + sign * most_tokens
+      end
+    end
   end
 end
+
+-- To the buckets of all scopes that a lease took from: what it reserved and did not use; less than nothing is a debt.
+local function refund(member, reserved_ms, requests, tokens, input, output)
+  local function refund_of(s)
+    if s.tokens then give_back(s.tokens, tokens, reserved_ms) end
+    if s.input then give_back(s.input, input, reserved_ms) end
+    if s.output then give_back(s.output, output, reserved_ms) end
+    if s.requests and requests > 0 then give_back(s.requests, requests, reserved_ms) end
+  end
+  refund_of(tenant)
+  local of_scopes = string.match(member, '^[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|(.*)$')
+  for name in string.gmatch(of_scopes or '', '[^,]+') do
+    if scope_named[name] then refund_of(scope_named[name]) end
+  end
+end
+local function takes_place(member) return not string.match(member, '^[^|]*|[^|]*s|') end
 
 -- 1. Renew. A lease that was forgotten while its worker could not reach us runs on: it is held, and reserved, again.
 local away_ms, renewals = call[10], call[11]
@@ -147,10 +219,7 @@ for i = 1, #releases, 5 do
   local member, reserved_tokens, reserved_ms = releases[i], releases[i + 1], releases[i + 2]
   if redis.call('ZREM', KEYS[2], member) == 1 then
     hold(member, -1)
-    if tokens then give_back(tokens, reserved_tokens, reserved_ms) end
-    if input then give_back(input, releases[i + 3], reserved_ms) end
-    if output then give_back(output, releases[i + 4], reserved_ms) end
-    if requests then give_back(requests, 1, reserved_ms) end
+    refund(member, reserved_ms, takes_place(member) and 1 or 0, reserved_tokens, releases[i + 3], releases[i + 4])
   end
 end
 
@@ -180,10 +249,8 @@ if booking then
           add(window_spent, window, cost)
           add(window_tokens, window, used_tokens)
         end
-        if tokens then give_back(tokens, reserved_tokens - used_tokens, reserved_ms) end
-        if input then give_back(input, settlements[s + 9] - settlements[s + 10], reserved_ms) end
-        if output then give_back(output, settlements[s + 11] - settlements[s + 12], reserved_ms) end
-        if requests and requests_back == 1 then give_back(requests, 1, reserved_ms) end
+        refund(members[i], reserved_ms, requests_back, reserved_tokens - used_tokens,
+          settlements[s + 9] - settlements[s + 10], settlements[s + 11] - settlements[s + 12])
       end
     end
   end
@@ -223,123 +290,244 @@ end
 -- 5. Decide the asks.
 local verdicts = {}
 local asks = call[13]
-if #asks > 0 then
-  local spent, reserved = 0, 0
-  if budget >= 0 then
+
+-- What a scope's windows have used and reserved. The tenant's budget is one of them.
+local function load_checks(s)
+  s.checks = {}
+  if s == tenant and budget >= 0 then
     local money = redis.call('HMGET', budget_prefix .. period, 'spent', 'reserved')
-    spent = (tonumber(money[1]) or 0) + (spent_by[period] or 0)
-    reserved = (tonumber(money[2]) or 0) + (reserved_by[period] or 0)
+    s.checks[1] = {
+      dimension = 4, limit = budget, ends_ms = math.huge,
+      used = (tonumber(money[1]) or 0) + (spent_by[period] or 0),
+      reserved = (tonumber(money[2]) or 0) + (reserved_by[period] or 0),
+    }
   end
-  local leases = leases_limit >= 0 and redis.call('ZCARD', KEYS[2]) or 0
-  -- Each check: its dimension, limit and end, and what its window has used and reserved of it.
-  local checks = {}
-  for i = 1, more and #more[4] or 0, 5 do
-    local d, window, limit, ends_ms = more[4][i], more[4][i + 1], more[4][i + 2], more[4][i + 3]
+  for i = 1, #s.windows, 4 do
+    local d, window = s.windows[i], s.windows[i + 1]
     local counts_tokens = d == TOKENS_PER_DAY
-    local stored = redis.call('HMGET', window_prefix .. window, counts_tokens and 'tokens' or 'spent',
+    local stored = redis.call('HMGET', window_key(window), counts_tokens and 'tokens' or 'spent',
       counts_tokens and 'tokens_reserved' or 'reserved')
-    checks[#checks + 1] = {
-      dimension = d, limit = limit, ends_ms = ends_ms, key = more[4][i + 4], counts_tokens = counts_tokens,
+    s.checks[#s.checks + 1] = {
+      dimension = d, limit = s.windows[i + 2], ends_ms = s.windows[i + 3], counts_tokens = counts_tokens,
       used = (tonumber(stored[1]) or 0) + ((counts_tokens and window_tokens or window_spent)[window] or 0),
       reserved = (tonumber(stored[2]) or 0) +
         ((counts_tokens and window_tokens_reserved or window_reserved)[window] or 0),
     }
   end
-  local held_limit = more and more[3] or -1
+end
+
+-- Tells `refuse` of each of a scope's limits that this ask does not keep.
+local function check(s, ask, refuse)
+  for _, c in ipairs(s.checks) do
+    local what = c.counts_tokens and ask.most_tokens or ask.nanousd
+    if c.used + c.reserved + what > c.limit then
+      local wait = RETRY_SOON_MS
+      if what > c.limit then
+        wait = math.huge
+      elseif c.used + what > c.limit then
+        wait = math.max(1, c.ends_ms - now)
+      end
+      refuse(s, c.dimension, wait, what, math.max(0, c.limit - c.used - c.reserved), c.used, c.reserved)
+    end
+  end
+  if s.held_limit >= 0 and s.held + ask.most_tokens > s.held_limit then
+    refuse(s, 7, ask.most_tokens > s.held_limit and math.huge or RETRY_SOON_MS, ask.most_tokens,
+      math.max(0, s.held_limit - s.held))
+  end
+  if s.input then refuse(s, 5, wait_ms(s.input, ask.input), ask.input, remaining(s.input)) end
+  if s.output then refuse(s, 6, wait_ms(s.output, ask.output), ask.output, remaining(s.output)) end
+  if s.tokens then refuse(s, 2, wait_ms(s.tokens, ask.tokens), ask.tokens, remaining(s.tokens)) end
+  if ask.places > 0 then
+    if s.requests then refuse(s, 1, wait_ms(s.requests, 1), 1, remaining(s.requests)) end
+    if s.concurrent >= 0 and s.running >= s.concurrent then refuse(s, 3, RETRY_SOON_MS, 1, 0) end
+  end
+end
+
+-- `held` and `running` are taken with the lease.
+local function take(s, ask)
+  local function from(b, amount)
+    if b then
+      b.level = b.level - amount * UNIT
+      -- A soft limit is never further in debt than what refills in a minute.
+      if s.mode == SOFT then b.level = math.max(b.level, -b.capacity) end
+    end
+  end
+  from(s.requests, ask.places)
+  from(s.tokens, ask.tokens)
+  from(s.input, ask.input)
+  from(s.output, ask.output)
+  for _, c in ipairs(s.checks) do
+    c.reserved = c.reserved + (c.counts_tokens and ask.most_tokens or ask.nanousd)
+  end
+end
+
+-- How much of a soft scope's limits is used, for each that is by half.
+local function tell_used(s, notes)
+  local function note(d, used, limit)
+    local percent = limit > 0 and math.floor(100 * used / limit) or 100
+    if percent >= TOLD_FROM_PERCENT then
+      notes[#notes + 1], notes[#notes + 2], notes[#notes + 3] = s.number, d, math.min(percent, 1000000)
+    end
+  end
+  for i, name in ipairs(BUCKETS) do
+    local b = s[name]
+    if b then note(i == 1 and 1 or i == 2 and 2 or i + 2, b.capacity - b.level, b.capacity) end
+  end
+  if s.concurrent >= 0 then note(3, s.running, s.concurrent) end
+  if s.held_limit >= 0 then note(7, s.held, s.held_limit) end
+  for _, c in ipairs(s.checks) do note(c.dimension, c.used, c.limit) end
+end
+
+if #asks > 0 then
+  tenant.running = leases_limit >= 0 and redis.call('ZCARD', KEYS[2]) - slices or 0
+  load_checks(tenant)
+  for _, s in ipairs(scopes) do load_checks(s) end
   local entries = {}
   for i = 1, #asks, 7 do
-    local member, ask_tokens, ask_nanousd = asks[i], asks[i + 1], asks[i + 2]
-    local ask_input, ask_output, most_tokens, ask_key = asks[i + 3], asks[i + 4], asks[i + 5], asks[i + 6]
-    local dimension, longest, asked, available, used, kept, key = 0, 0, 0, 0, 0, 0, ''
-    local function refuse(d, wait, what, left, is_used, is_kept, of_key)
+    local member = asks[i]
+    local ask = {
+      tokens = asks[i + 1], nanousd = asks[i + 2], input = asks[i + 3], output = asks[i + 4],
+      most_tokens = asks[i + 5], places = takes_place(member) and 1 or 0,
+    }
+    local of = asks[i + 6] or {}
+    local dimension, longest, asked, available, used, kept, number = 0, 0, 0, 0, 0, 0, 0
+    local function refuse(s, d, wait, what, left, is_used, is_kept)
       if wait > longest then
         dimension, longest, asked, available, used, kept = d, wait, what, left, is_used or 0, is_kept or 0
-        key = of_key or ''
+        number = s.number
       end
     end
-    if budget >= 0 and spent + reserved + ask_nanousd > budget then
-      refuse(4, spent + ask_nanousd > budget and math.huge or RETRY_SOON_MS, ask_nanousd,
-        math.max(0, budget - spent - reserved), spent, reserved)
-    end
-    for _, check in ipairs(checks) do
-      local what = check.counts_tokens and most_tokens or ask_nanousd
-      if (check.key == '' or check.key == ask_key) and check.used + check.reserved + what > check.limit then
-        local wait = RETRY_SOON_MS
-        if what > check.limit then
-          wait = math.huge
-        elseif check.used + what > check.limit then
-          wait = math.max(1, check.ends_ms - now)
+    check(tenant, ask, refuse)
+    local taken, left_out, notes = {}, '', {}
+    for _, n in ipairs(of) do
+      local s = scopes[n]
+      if s.mode == AUDIT then
+        local would, wait_longest = nil, 0
+        check(s, ask, function(_, d, wait)
+          if wait > wait_longest then would, wait_longest = d, wait end
+        end)
+        if would then
+          notes[#notes + 1], notes[#notes + 2], notes[#notes + 3] = n, would, -1
+          left_out = would
+        else
+          taken[#taken + 1] = s
         end
-        refuse(check.dimension, wait, what, math.max(0, check.limit - check.used - check.reserved), check.used,
-          check.reserved, check.key)
+      else
+        if s.mode ~= SOFT then check(s, ask, refuse) end
+        taken[#taken + 1] = s
       end
     end
-    if held_limit >= 0 and held + most_tokens > held_limit then
-      refuse(7, most_tokens > held_limit and math.huge or RETRY_SOON_MS, most_tokens, math.max(0, held_limit - held))
-    end
-    if input then refuse(5, wait_ms(input, ask_input), ask_input, remaining(input)) end
-    if output then refuse(6, wait_ms(output, ask_output), ask_output, remaining(output)) end
-    if tokens then refuse(2, wait_ms(tokens, ask_tokens), ask_tokens, remaining(tokens)) end
-    if requests then refuse(1, wait_ms(requests, 1), 1, remaining(requests)) end
-    if leases_limit >= 0 and leases >= leases_limit then refuse(3, RETRY_SOON_MS, 1, 0) end
 
     if dimension == 0 then
-      if requests then requests.level = requests.level - UNIT end
-      if tokens then tokens.level = tokens.level - ask_tokens * UNIT end
-      if input then input.level = input.level - ask_input * UNIT end
-      if output then output.level = output.level - ask_output * UNIT end
-      for _, check in ipairs(checks) do
-        if check.key == '' or check.key == ask_key then
-          check.reserved = check.reserved + (check.counts_tokens and most_tokens or ask_nanousd)
+      if left_out ~= '' then
+        -- What only would have refused is not taken from: the lease does not name it, nor its windows.
+        local base, windows = string.match(member, '^([^|]*|[^|]*|[^|]*|[^|]*|[^|]*)|([^|]*)|')
+        local kept_windows, names, gone = {}, {}, {}
+        for j = 1, #notes, 3 do
+          if notes[j + 2] == -1 then
+            local s = scopes[notes[j]]
+            for w = 2, #s.windows, 4 do gone[s.windows[w]] = true end
+          end
         end
+        for window in string.gmatch(windows, '[^,]+') do
+          if not gone[window] then kept_windows[#kept_windows + 1] = window end
+        end
+        for _, s in ipairs(taken) do
+          local has_state = s.requests or s.tokens or s.input or s.output or s.concurrent >= 0 or s.held_limit >= 0
+          if has_state then names[#names + 1] = s.name end
+        end
+        member = base .. '|' .. table.concat(kept_windows, ',') .. '|' .. table.concat(names, ',')
+        left_out = member
       end
-      reserved = reserved + ask_nanousd
+      take(tenant, ask)
+      for _, s in ipairs(taken) do take(s, ask) end
       hold(member, 1)
-      leases = leases + 1
+      tenant.running = tenant.running + ask.places
       entries[#entries + 1] = int(now + lease_ttl_ms)
       entries[#entries + 1] = member
-      verdicts[#verdicts + 1] =
-        { 0, remaining(requests), reset_ms(requests), remaining(tokens), reset_ms(tokens) }
-    else
-      verdicts[#verdicts + 1] = { dimension, remaining(requests), reset_ms(requests), remaining(tokens),
-        reset_ms(tokens), asked, available, longest == math.huge and -1 or longest, used, kept, key }
+      for _, s in ipairs(taken) do
+        if s.mode == SOFT then tell_used(s, notes) end
+      end
     end
+    local of_requests, of_tokens = tenant, tenant
+    for _, n in ipairs(of) do
+      local s = scopes[n]
+      if s.mode == 0 then
+        if s.requests and (not of_requests.requests or remaining(s.requests) < remaining(of_requests.requests)) then
+          of_requests = s
+        end
+        if s.tokens and (not of_tokens.tokens or remaining(s.tokens) < remaining(of_tokens.tokens)) then
+          of_tokens = s
+        end
+      end
+    end
+    local verdict = { dimension, remaining(of_requests.requests), reset_ms(of_requests.requests),
+      remaining(of_tokens.tokens), reset_ms(of_tokens.tokens) }
+    if dimension ~= 0 or #of > 0 then
+      for _, value in ipairs({ asked, available, longest == math.huge and -1 or longest, used, kept, number,
+        of_requests.number, of_tokens.number, notes, dimension == 0 and left_out or '' }) do
+        verdict[#verdict + 1] = value
+      end
+    end
+    verdicts[#verdicts + 1] = verdict
   end
   if #entries > 0 then redis.call('ZADD', KEYS[2], unpack(entries)) end
 end
 
 -- 6. Write down what changed.
-local function increment(prefix, ttl_s, field, sums)
-  for sum_period, n in pairs(sums) do
+local function increment(key_of, ttl_s, field, sums)
+  for name, n in pairs(sums) do
     if n ~= 0 then
-      local key = prefix .. sum_period
+      local key = key_of(name)
       if redis.call('HINCRBY', key, field, int(n)) == n then redis.call('EXPIRE', key, int(ttl_s)) end
     end
   end
 end
-increment(budget_prefix, budget_ttl_s, 'spent', spent_by)
-increment(budget_prefix, budget_ttl_s, 'reserved', reserved_by)
-increment(window_prefix, window_ttl_s, 'spent', window_spent)
-increment(window_prefix, window_ttl_s, 'reserved', window_reserved)
-increment(window_prefix, window_ttl_s, 'tokens', window_tokens)
-increment(window_prefix, window_ttl_s, 'tokens_reserved', window_tokens_reserved)
+local function budget_key(sum_period) return budget_prefix .. sum_period end
+increment(budget_key, budget_ttl_s, 'spent', spent_by)
+increment(budget_key, budget_ttl_s, 'reserved', reserved_by)
+increment(window_key, window_ttl_s, 'spent', window_spent)
+increment(window_key, window_ttl_s, 'reserved', window_reserved)
+increment(window_key, window_ttl_s, 'tokens', window_tokens)
+increment(window_key, window_ttl_s, 'tokens_reserved', window_tokens_reserved)
+increment(scope_key, window_ttl_s, 'running', running_by)
+increment(scope_key, window_ttl_s, 'held', held_by)
+local function keep(fields, s)
+  for _, name in ipairs(BUCKETS) do
+    local b = s[name]
+    if b then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = int(b.level) .. ' ' .. int(b.at) .. ' ' .. int(b.full_at)
+    end
+  end
+end
 local fields = { 'at', int(now) }
 if #asks > 0 then
   fields[3], fields[4] = 'period', period
 end
-local function keep(name, b)
-  if b then
-    fields[#fields + 1] = name
-    fields[#fields + 1] = int(b.level) .. ' ' .. int(now) .. ' ' .. int(b.full_at)
-  end
+keep(fields, tenant)
+if tenant.held ~= held_before then
+  fields[#fields + 1], fields[#fields + 2] = 'held', int(tenant.held)
 end
-keep('requests', requests)
-keep('tokens', tokens)
-keep('input', input)
-keep('output', output)
-if held ~= held_before then
-  fields[#fields + 1], fields[#fields + 2] = 'held', int(held)
+if slices ~= slices_before then
+  fields[#fields + 1], fields[#fields + 2] = 'slices', int(slices)
 end
 redis.call('HSET', KEYS[1], unpack(fields))
+for _, s in ipairs(scopes) do
+  local of_scope = {}
+  keep(of_scope, s)
+  if #of_scope > 0 then redis.call('HSET', scope_key(s.name), unpack(of_scope)) end
+  redis.call('EXPIRE', scope_key(s.name), int(window_ttl_s))
+end
+
+-- 7. What a killed worker holds of a shared scope comes back with the tenant's next call. This is when one is due.
+if shared_by ~= '' then
+  local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+  if #first > 0 then
+    redis.call('ZADD', shared_prefix .. 'due', first[2], shared_by)
+  else
+    redis.call('ZREM', shared_prefix .. 'due', shared_by)
+  end
+end
 
 return cmsgpack.pack({ now, last, verdicts })

@@ -114,8 +114,8 @@ async def test_a_request_of_a_model_that_is_taken_out_meanwhile_is_served(
     ledger, lifecycle = served.lifecycle.ledger, served.lifecycle
     reserve = ledger.reserve
 
-    async def reserved(tenant: Any, ask: Any) -> Any:
-        decision = await reserve(tenant, ask)
+    async def reserved(*asked: Any) -> Any:
+        decision = await reserve(*asked)
         lifecycle.apply(replace(lifecycle.policies, models={}, tenants={}))
         return decision
 

@@ -127,7 +127,7 @@ class Money:
             away_ms=away_ms,
             renewals=[lease.member for lease in renewed],
             releases=producer.released,
-            asks=[value for member, nanousd in asked for value in (member, 0, nanousd, 0, 0, 0, "")],
+            asks=[value for member, nanousd in asked for value in (member, 0, nanousd, 0, 0, 0, False)],
             booking=booking,
         )
         return account_reply(self.valkey.evalsha(self.sha1, len(call.keys), *call.keys, *call.arguments))

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from gateway.store import (
     DIMENSIONS,
+    SHARED_PREFIX,
     AccountLimits,
     AccountReply,
     Booking,
+    Mode,
+    ScopeLimits,
     TenantKeys,
     Window,
     account_call,
@@ -24,7 +27,7 @@ from gateway.store import (
     load_script,
 )
 
-from .model import Amounts, Check, Lease, Model
+from .model import Amounts, Check, Lease, Model, Scope
 
 TTL_MS = 10_000
 T0 = 1_790_000_000_000
@@ -89,7 +92,7 @@ class Account:
         reply = account_reply(self.valkey.evalsha(self.sha1, *self.arguments(named, renew, booking)))
 
         assert reply.last == self.last
-        model.step(self.now)
+        model.pass_time(self.now)
         for member in renew:
             model.renew(member, self.granted[member][0])
         for member, used, cost, never_ran in settle:
@@ -100,23 +103,35 @@ class Account:
                 model.settle(member, lease, amounts, in_out(used), reserved_ms, cost, never_ran)
         model.forget_expired()
         assert reply.now_ms == model.at
+        scopes = ["", *model.others]
         for (member, amounts), verdict in zip(named, reply.verdicts, strict=True):
-            dimension, wait_ms = model.reserve(member, amounts)
-            assert (verdict.dimension, verdict.retry_after_ms) == (dimension, wait_ms)
-            assert verdict.requests_remaining == model.remaining("requests")
-            assert verdict.tokens_remaining == model.remaining("tokens")
-            assert verdict.requests_reset_ms == model.reset_ms("requests")
-            assert verdict.tokens_reset_ms == model.reset_ms("tokens")
+            dimension, wait_ms, of = model.reserve(member, amounts)
+            assert (verdict.dimension, verdict.retry_after_ms, scopes[verdict.scope]) == (dimension, wait_ms, of)
+            of_requests, of_tokens = model.tightest("requests", amounts), model.tightest("tokens", amounts)
+            assert (scopes[verdict.requests_scope], scopes[verdict.tokens_scope]) == (of_requests.name, of_tokens.name)
+            assert verdict.requests_remaining == of_requests.remaining("requests")
+            assert verdict.tokens_remaining == of_tokens.remaining("tokens")
+            assert verdict.requests_reset_ms == of_requests.reset_ms("requests")
+            assert verdict.tokens_reset_ms == of_tokens.reset_ms("tokens")
             if dimension == 0:
-                self.granted[member] = (model.leases[member], amounts, model.at)
+                lease = model.leases.pop(member)
+                granted = verdict.member or member
+                assert granted == self.name(member, lease, amounts)
+                model.leases[granted] = lease
+                self.granted[granted] = (lease, amounts, model.at)
         self.compare()
         return reply
 
     def member(self, i: int, amounts: Amounts) -> str:
         """The name of the lease that the i-th ask gets."""
-        lease = self.model.lease(amounts)
-        name = f"r|{self.members + i}|{lease.nanousd}|{lease.period}"
-        return f"{name}|{lease.most_tokens}|{','.join(lease.windows)}" if self.model.has_more else name
+        return self.name(f"r|{self.members + i}{'s' if amounts.is_slice else ''}", self.model.lease(amounts), amounts)
+
+    def name(self, member: str, lease: Lease, amounts: Amounts) -> str:
+        """The same lease's, of the windows and scopes that it has in fact."""
+        base = "|".join([*member.split("|")[:2], str(lease.nanousd), lease.period])
+        if not self.model.has_more and not amounts.scopes:
+            return base
+        return f"{base}|{lease.most_tokens}|{','.join(lease.windows)}|{','.join(lease.scopes)}"
 
     def arguments(
         self, named: list[tuple[str, Amounts]], renew: Sequence[str], booking: Booking | None
@@ -133,27 +148,38 @@ class Account:
                 input_tokens_per_minute=none_to_minus(self.model.limits.get("input")),
                 output_tokens_per_minute=none_to_minus(self.model.limits.get("output")),
                 concurrent_tokens=none_to_minus(self.model.concurrent_tokens),
-                windows=tuple(
-                    Window(
-                        dimension=dimension,
-                        period=check.window,
-                        limit=check.limit,
-                        end_s=check.ends_ms // 1000,
-                        key=check.key,
-                    )
-                    for check in self.model.checks
-                    for dimension in [DIMENSIONS[check.dimension]]
-                    if dimension is not None
-                ),
+                windows=windows(self.model.checks),
                 period=self.model.period,
             ),
+            scopes=[
+                ScopeLimits(
+                    name=scope.name,
+                    mode=Mode(scope.mode),
+                    requests_per_minute=none_to_minus(scope.limits["requests"]),
+                    tokens_per_minute=none_to_minus(scope.limits["tokens"]),
+                    concurrent_requests=none_to_minus(scope.limits["concurrent"]),
+                    input_tokens_per_minute=none_to_minus(scope.limits.get("input")),
+                    output_tokens_per_minute=none_to_minus(scope.limits.get("output")),
+                    concurrent_tokens=none_to_minus(scope.concurrent_tokens),
+                    windows=windows(scope.checks),
+                )
+                for scope in self.model.others.values()
+            ],
             budget_ttl_s=1000,
             producer="p",
             renewals=renew,
             asks=[
                 value
                 for member, ask in named
-                for value in (member, ask.tokens, ask.nanousd, ask.input, ask.output, ask.most, ask.key)
+                for value in (
+                    member,
+                    ask.tokens,
+                    ask.nanousd,
+                    ask.input,
+                    ask.output,
+                    ask.most,
+                    tuple(list(self.model.others).index(name) + 1 for name in ask.scopes) or False,
+                )
             ],
             booking=booking,
         )
@@ -168,19 +194,37 @@ class Account:
             money = self.valkey.hgetall(self.keys.budget(period))
             assert int(money.get(b"spent", 0)) == model.spent.get(period, 0)
             assert int(money.get(b"reserved", 0)) == model.reserved(period)
-        for name, bucket in model.buckets.items():
-            if model.limits.get(name) is not None:
-                written = self.valkey.hget(self.keys.limits, name)
-                assert written is not None
-                assert [int(part) for part in written.split()] == [bucket.level, bucket.at, bucket.full_at]
-        assert int(self.valkey.hget(self.keys.limits, "held") or 0) == model.held
-        for window in {check.window for check in model.checks} | model.window_spent.keys():
-            kept = self.valkey.hgetall(self.keys.window(window))
+        for scope in (model, *model.others.values()):
+            key = self.keys.limits
+            if scope is not model:
+                shared = scope.name.startswith("@")
+                key = f"{SHARED_PREFIX}scope:{scope.name}" if shared else f"{key}:{scope.name}"
+                assert int(self.valkey.hget(key, "running") or 0) == model.running(scope.name)
+            for name, bucket in scope.buckets.items():
+                if scope.limits.get(name) is not None:
+                    written = self.valkey.hget(key, name)
+                    assert written is not None
+                    assert [int(part) for part in written.split()] == [bucket.level, bucket.at, bucket.full_at]
+            assert int(self.valkey.hget(key, "held") or 0) == model.held(scope.name)
+        of_scopes = {check.window for scope in (model, *model.others.values()) for check in scope.checks}
+        for window in of_scopes | model.window_spent.keys():
+            key = f"{SHARED_PREFIX}window:{window}" if window.startswith("@") else self.keys.window(window)
+            kept = self.valkey.hgetall(key)
             assert [int(kept.get(name, 0)) for name in (b"spent", b"tokens", b"reserved", b"tokens_reserved")] == [
                 model.window_spent.get(window, 0),
                 model.window_tokens.get(window, 0),
                 *model.window_reserved(window),
             ]
+
+
+def windows(checks: Sequence[Check]) -> tuple[Window, ...]:
+    """As the script is told them."""
+    return tuple(
+        Window(dimension=dimension, name=check.window, limit=check.limit, end_s=check.ends_ms // 1000)
+        for check in checks
+        for dimension in [DIMENSIONS[check.dimension]]
+        if dimension is not None
+    )
 
 
 def in_out(used: int | tuple[int, int]) -> tuple[int, int]:
@@ -222,6 +266,7 @@ def test_script_and_model_decide_the_same(
         ttl_ms=TTL_MS,
     )
     account = Account(valkey, model)
+    shared = f"@group:{secrets.token_hex(8)}"
     most = tokens or 50
     for _ in range(dice.randrange(1, 25)):
         account.now += dice.choice([0, 0, 1, 7, 500, 3_000, 10_000, 10_001, 61_000, 3_600_000, -400])
@@ -229,6 +274,8 @@ def test_script_and_model_decide_the_same(
             model.period = f"hour:{dice.randrange(3)}"
         if has_more and dice.random() < 0.4:
             draw_further_limits(model, most, dice)
+        if has_more and dice.random() < 0.2:
+            draw_scopes(model, shared, most, dice)
         if dice.random() < 0.05:
             model.limits["tokens"] = dice.choice([None, most, max(1, most // 2)])
         open_leases = list(account.granted)
@@ -240,7 +287,8 @@ def test_script_and_model_decide_the_same(
                 dice.choice([0, 1, dice.randrange(2 * most)]),
                 dice.choice([0, 1, dice.randrange(900)]),
                 *(dice.choice([0, 1, dice.randrange(2 * most)]) for _ in range(3)),
-                dice.choice(["", "ci", "web"]),
+                tuple(name for name in model.others if dice.random() < 0.6),
+                bool(open_leases) and dice.random() < 0.2,
             )
             for _ in range(dice.randrange(4))
         ]
@@ -267,11 +315,33 @@ def draw_further_limits(model: Model, most: int, dice: random.Random) -> None:
     model.concurrent_tokens = dice.choice([None, most, 3 * most])
     ends_ms = T0 + dice.randrange(100) * 60_000
     model.checks = [
-        Check(dimension, f"{of}{kind}:{dice.randrange(3)}", dice.choice([0, 1, 900, 5 * most]), ends_ms, of)
+        Check(dimension, f"{kind}:{dice.randrange(3)}", dice.choice([0, 1, 900, 5 * most]), ends_ms)
         for dimension, kind in ((8, "day"), (9, "hour"), (10, "day"), (11, "month"))
-        for of in ("", "ci", "web")
         if dice.random() < 0.4
     ]
+
+
+def draw_scopes(model: Model, shared: str, most: int, dice: random.Random) -> None:
+    """A key's limits, a group's that are shared, one that only tells what is used, one that only tells what it would
+    refuse: they come, and go, and change."""
+    for name, mode in (("key:ci", 0), (shared, 0), ("~soft:tenant:", 1), (f"@~audit:{shared}", 2)):
+        if dice.random() < 0.3:
+            continue
+        scope = model.others.setdefault(name, Scope(limits={}, name=name, mode=mode))
+        scope.limits = {
+            "requests": dice.choice([None, 3, 40]),
+            "tokens": dice.choice([None, most, 3 * most]),
+            "concurrent": dice.choice([None, 1, 4]),
+            "input": dice.choice([None, most]),
+            "output": dice.choice([None, most]),
+        }
+        scope.concurrent_tokens = dice.choice([None, 3 * most])
+        ends_ms = T0 + dice.randrange(100) * 60_000
+        scope.checks = [
+            Check(dimension, f"{name}:{kind}:{dice.randrange(2)}", dice.choice([1, 900, 5 * most]), ends_ms)
+            for dimension, kind in ((8, "day"), (9, "hour"))
+            if dice.random() < 0.5
+        ]
 
 
 def account_with(valkey: sync_redis.Redis, **limits: int | None) -> Account:

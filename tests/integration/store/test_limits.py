@@ -11,12 +11,11 @@ import pytest
 import redis as sync_redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from gateway.admission import Ask, Denial, Dimension, Grant
 from gateway.metering import Ledger
-from gateway.policy import KeyLimitsSpec, KeySpec, LimitsSpec, TenantSpec
+from gateway.policy import KeySpec, LimitsSpec, Policies, ScopeLimitsSpec, Scopes, TenantSpec
 from gateway.store import AccountLimits, TenantKeys, Window, account_call, account_reply, load_script
 
 from .ledgers import T0_MS, ManualClock, PatientLedger, event
@@ -149,37 +148,45 @@ async def test_several_workers_together_never_overshoot(
 KEYED = TenantSpec(
     name="acme",
     keys=(
-        KeySpec(id="acme-ci", sha256="0" * 64, limits=KeyLimitsSpec(tokens_per_day=10, usd_per_hour=USD_100)),
-        KeySpec(id="acme-web", sha256="1" * 64, limits=KeyLimitsSpec(usd_per_day=2 * USD_100)),
+        KeySpec(id="acme-ci", sha256="0" * 64, limits=ScopeLimitsSpec(tokens_per_day=10, usd_per_hour=USD_100)),
+        KeySpec(id="acme-web", sha256="1" * 64, limits=ScopeLimitsSpec(usd_per_day=2 * USD_100)),
         KeySpec(id="acme-free", sha256="2" * 64),
     ),
     limits=LimitsSpec(usd_per_day=4 * USD_100),
 )
 
 
+POLICIES = Policies(models={}, tenants={"acme": KEYED}, classes={}, sha256="0" * 64)
+
+
+def of_key(key: str) -> Scopes:
+    return POLICIES.scopes_of(KEYED, key, "tiny")
+
+
 async def test_a_key_has_its_own_limits_within_its_tenants(ledger: Ledger, redis: Redis) -> None:
     """Decided in one call: each key by its own limits, all together by the tenant's; a refusal names the key."""
 
-    def ask(key: str) -> Ask:
-        return replace(ASK, key=key)
-
     keys = ["acme-ci", "acme-ci", "acme-web", "acme-web", "acme-web", "acme-free", "acme-free"]
-    decisions = await asyncio.gather(*(ledger.reserve(KEYED, ask(key)) for key in keys))
+    decisions = await asyncio.gather(*(ledger.reserve(KEYED, ASK, of_key(key)) for key in keys))
     assert [isinstance(decision, Grant) for decision in decisions] == [True, False, True, True, False, True, False]
     refused = [
-        (decision.dimension, decision.key, decision.limit) for decision in decisions if isinstance(decision, Denial)
+        (decision.dimension, decision.scope, decision.limit) for decision in decisions if isinstance(decision, Denial)
     ]
-    assert refused == [("tokens_per_day", "acme-ci", 10), ("usd_per_day", "acme-web", 200), ("usd_per_day", "", 400)]
+    assert refused == [
+        ("tokens_per_day", "key acme-ci", 10),
+        ("usd_per_day", "key acme-web", 200),
+        ("usd_per_day", "", 400),
+    ]
     first = decisions[0]
     assert isinstance(first, Grant)
     await ledger.settle(event("r", output_tokens=3, cost_nanousd=30), first.lease)
     keys_of = TenantKeys("acme")
-    of_key = await redis.hgetall(keys_of.window("acme-ci:day:2026-09-21"))
-    assert (of_key[b"tokens"], of_key[b"tokens_reserved"], of_key[b"spent"]) == (b"3", b"0", b"30")
-    assert await redis.hget(keys_of.window("acme-web:day:2026-09-21"), "reserved") == b"200"
-    again = await ledger.reserve(KEYED, ask("acme-ci"))
+    window = await redis.hgetall(keys_of.window("key:acme-ci:day:2026-09-21"))
+    assert (window[b"tokens"], window[b"tokens_reserved"], window[b"spent"]) == (b"3", b"0", b"30")
+    assert await redis.hget(keys_of.window("key:acme-web:day:2026-09-21"), "reserved") == b"200"
+    again = await ledger.reserve(KEYED, ASK, of_key("acme-ci"))
     assert isinstance(again, Denial)
-    assert (again.key, again.remaining) == ("acme-ci", 7 if again.dimension == "tokens_per_day" else 70)
+    assert (again.scope, again.remaining) == ("key acme-ci", 7 if again.dimension == "tokens_per_day" else 70)
 
 
 async def test_a_killed_workers_share_of_a_key_is_free_after_its_leases_term(
@@ -190,11 +197,11 @@ async def test_a_killed_workers_share_of_a_key_is_free_after_its_leases_term(
         PatientLedger(redis, tmp_path / "lives", now_ms=clock) as lives,
         PatientLedger(redis, tmp_path / "killed", now_ms=clock) as killed,
     ):
-        assert isinstance(await killed.reserve(KEYED, replace(ASK, key="acme-ci")), Grant)
+        assert isinstance(await killed.reserve(KEYED, ASK, of_key("acme-ci")), Grant)
         clock.advance_s(9.999)
-        assert isinstance(await lives.reserve(KEYED, replace(ASK, key="acme-ci")), Denial)
+        assert isinstance(await lives.reserve(KEYED, ASK, of_key("acme-ci")), Denial)
         clock.advance_s(0.001)
-        assert isinstance(await lives.reserve(KEYED, replace(ASK, key="acme-ci")), Grant)
+        assert isinstance(await lives.reserve(KEYED, ASK, of_key("acme-ci")), Grant)
 
 
 async def test_a_tenant_without_further_limits_keeps_nothing_for_them(ledger: Ledger, redis: Redis) -> None:
@@ -234,7 +241,7 @@ def test_a_refused_request_leaves_every_counter_unchanged(
         output_tokens_per_minute=rates[4],
         concurrent_tokens=rates[5],
         windows=tuple(
-            Window(dimension=dimension, period=period, limit=limit, end_s=T0_MS // 1000 + 60)
+            Window(dimension=dimension, name=period, limit=limit, end_s=T0_MS // 1000 + 60)
             for (dimension, period), limit in zip(kinds, windows, strict=True)
         ),
         period="month:0",
@@ -259,7 +266,7 @@ def test_a_refused_request_leaves_every_counter_unchanged(
             limits=limits,
             budget_ttl_s=1000,
             producer="p",
-            asks=() if ask is None else (member, tokens, nanousd, of_input, of_output, most, ""),
+            asks=() if ask is None else (member, tokens, nanousd, of_input, of_output, most, False),
         )
         reply = account_reply(valkey.evalsha(sha1, len(call.keys), *call.keys, *call.arguments))
         return reply.verdicts[0].dimension if reply.verdicts else None

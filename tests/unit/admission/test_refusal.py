@@ -166,8 +166,8 @@ def test_a_budget_of_an_hour_that_is_spent() -> None:
 def test_a_keys_limit_is_told_from_its_tenants() -> None:
     """The message names the key by its public id."""
     spent = denial(
-        "usd_per_day", limit=10**9, asked=1, remaining=0, retry_after_ms=9, spent_nanousd=10**9, key="acme-ci"
+        "usd_per_day", limit=10**9, asked=1, remaining=0, retry_after_ms=9, spent_nanousd=10**9, scope="key acme-ci"
     )
     assert refusal(spent).message.startswith("You have used up the budget of key acme-ci, $1.00 for this ")
-    tokens = denial("tokens_per_day", limit=10, asked=8, remaining=3, retry_after_ms=1000, key="acme-ci")
+    tokens = denial("tokens_per_day", limit=10, asked=8, remaining=3, retry_after_ms=1000, scope="key acme-ci")
     assert "10 tokens per day for key acme-ci, 3 left" in refusal(tokens).message

@@ -11,13 +11,13 @@ from gateway.policy import (
     ClassSpec,
     ContextSpec,
     GpuSpec,
-    KeyLimitsSpec,
     KeySpec,
     LimitsSpec,
     ModelSpec,
     PolicyError,
     PriceSpec,
     ReplicaSpec,
+    ScopeLimitsSpec,
     SloSpec,
     TagsSpec,
     TenantSpec,
@@ -244,10 +244,12 @@ def test_a_key_has_limits_of_its_own(tmp_path: Path) -> None:
     limits = "{tokens_per_day: 1000, usd_per_day: 2.5}"
     keys = f"keys: [{{id: a-ci, sha256: {SHA!r}, limits: {limits}}}, {{id: a-b, sha256: {SHA[::-1]!r}}}]"
     priced = MODEL.replace("}]}}", "}], price: {output_usd_per_mtok: 1}}}")
-    tenant = load(directory(tmp_path, a=priced + f"tenants: {{a: {{{keys}}}}}\n")).tenants["a"]
-    assert tenant.limits_of_key("a-ci") == KeyLimitsSpec(tokens_per_day=1000, usd_per_day=Decimal("2.5"))
+    policies = load(directory(tmp_path, a=priced + f"tenants: {{a: {{{keys}}}}}\n"))
+    tenant = policies.tenants["a"]
+    assert tenant.limits_of_key("a-ci") == ScopeLimitsSpec(tokens_per_day=1000, usd_per_day=Decimal("2.5"))
     assert tenant.limits_of_key("a-b") is None
-    assert (tenant.has_budget("a-ci"), tenant.has_budget("a-b")) == (True, False)
+    budgeted = [policies.scopes_of(tenant, key, "tiny").is_budgeted for key in ("a-ci", "a-b")]
+    assert budgeted == [True, False]
 
 
 def test_lengths_of_keys_tenants_classes_and_models(tmp_path: Path) -> None:

@@ -158,7 +158,10 @@ FIELDS = [
         in_class("max_wait_ms: 200"),
         "classes.c.max_wait_ms: unknown field 'max_wait_ms'; did you mean 'max_wait_s'? It is in seconds.",
     ),
-    (in_tenant("color: red"), "tenants.acme.color: unknown field 'color'; a tenant has keys, models, class, limits, "),
+    (
+        in_tenant("color: red"),
+        "tenants.acme.color: unknown field 'color'; a tenant has keys, models, class, group, limits, ",
+    ),
     (in_tenant("Models: [m]"), "tenants.acme.Models: unknown field 'Models'; did you mean 'models'?"),
     (in_tenant("limits:"), "tenants.acme.limits: is empty; it holds limits: write {requests_per_minute: 600, "),
     (in_tenant("models: m"), 'tenants.acme.models: is a list: write ["*"]'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_every_field_says_what_it_is_and_builds_its_value() -> None:
             return visit(shape.item)
         if not isinstance(shape, Record):
             return 0
-        attributes = set(shape.build.__dataclass_fields__)  # type: ignore[attr-defined]
+        attributes = {field.name for field in dataclasses.fields(getattr(shape.build, "__wrapped__", shape.build))}
         for name, field in shape.fields.items():
             assert field.about.endswith((".", ")")), name
             assert (field.attribute or name) in attributes, name
