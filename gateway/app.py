@@ -13,6 +13,7 @@ from pathlib import Path
 
 from starlette.routing import Route, Router
 
+from gateway.admin_pages import AdminPages
 from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
 from gateway.counting import PromptCounter
@@ -157,6 +158,7 @@ class Gateway:
             lifecycle.draining = self._draining
             metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher))
             pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
+            administration = AdminPages(lifecycle, redis)
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
             self._pages.routes[:] = [
                 Route("/v1/models", Page(pages.models)),
@@ -171,6 +173,7 @@ class Gateway:
                 Route("/healthz", Page(pages.healthz)),
                 Route("/readyz", Page(pages.readyz)),
                 Route("/metrics", Page(pages.metrics)),
+                Route("/admin/state", Page(administration.state)),
             ]
             flushing = asyncio.create_task(_flush(metrics), name="metrics")
             stack.callback(flushing.cancel)
@@ -200,6 +203,7 @@ class Gateway:
 def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatcher) -> None:
     for replica in fleet.replicas:
         metrics.replica_healthy.labels(replica.name).set(replica.healthy)
+        metrics.replica_in_flight.labels(replica.name).set(replica.in_flight)
     booked = ledger.statistics()
     metrics.unbooked.set(booked.unbooked)
     metrics.replayed.set(booked.replayed)

@@ -17,6 +17,9 @@ UNKNOWN_KEY = Refusal(
 NOT_ADMIN = Refusal(
     status=403, code="admin_key_required", message="Only the admin key may ask for another tenant.", param="tenant"
 )
+ADMIN_ONLY = Refusal(
+    status=403, code="admin_key_required", message="This page is for the administrator: send MTOK_ADMIN_KEY as the key."
+)
 DRAINING = Refusal(
     status=503, code="shutting_down", message="This gateway is stopping. Send the request again.", retry_after_ms=1000
 )

@@ -10,7 +10,7 @@ import signal
 
 import typer
 
-from . import _audit, _correct, _keys, _policy, _price, _serve, _usage, _why
+from . import _audit, _correct, _keys, _policy, _price, _serve, _top, _usage, _why
 from ._words import ENVIRONMENT
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ _usage.add_to(app)
 _why.add_to(app)
 _correct.add_to(app)
 _audit.add_to(app)
+_top.add_to(app)
 app.add_typer(_price.app, name="price")
 
 

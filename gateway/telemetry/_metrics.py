@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Callable
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -90,6 +91,12 @@ class Metrics:
             ("tenant", "model", "endpoint", "status", "code"),
             registry=registry,
         )
+        self.denied = Counter(
+            "mtok_denied_requests",
+            "Requests refused by a limit, by which one.",
+            ("tenant", "limit"),
+            registry=registry,
+        )
         self.tokens = Counter(
             "mtok_tokens",
             "Tokens billed; kind input includes input_cached.",
@@ -138,6 +145,13 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._policy = ""
+        self.replica_in_flight = Gauge(
+            "mtok_replica_requests_in_flight",
+            "Requests at the replica from here.",
+            ("replica",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.policy_failed = Gauge(
             "mtok_policy_reload_failed",
             "1 while the policies' directory holds what cannot be used: the log says why, and the last good serve.",
@@ -246,6 +260,7 @@ class Metrics:
         self.running = 0
         """Requests being relayed, as a plain number."""
         self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}
+        self._denied: Tally[tuple[str, str]] = Tally()
         self._before_flush: list[Callable[[], None]] = []
 
     def show_policy(self, version: str) -> None:
@@ -275,19 +290,35 @@ class Metrics:
             tally.ttft.add(event.first_token_ms - event.arrived_ms)
             tally.seconds.add(event.ended_ms - event.arrived_ms)
 
+    def count_denial(self, tenant: str, limit: str) -> None:
+        """Counts one request that a limit refused; `count` counts it too."""
+        self._denied[tenant, limit] += 1
+
     def flush(self) -> None:
         """Passes on what has been counted, for other workers to show; call it about once a second."""
         self.in_flight.set(self.running)
         for tally in self._tallies.values():
             tally.flush()
+        for (tenant, limit), count in self._denied.items():
+            self.denied.labels(tenant, limit).inc(count)
+        self._denied.clear()
         for refresh in self._before_flush:
             refresh()
 
     def exposition(self) -> bytes:
         """Prometheus text of all workers; other workers' numbers are as old as their last `flush`."""
+        return generate_latest(self._of_all_workers())
+
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """The same as name, labels and value."""
+        for family in self._of_all_workers().collect():
+            for sample in family.samples:
+                yield sample.name, sample.labels, sample.value
+
+    def _of_all_workers(self) -> CollectorRegistry:
         self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self.registry)
+            return self.registry
         shared = CollectorRegistry()
         MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
-        return generate_latest(shared)
+        return shared

@@ -1,6 +1,6 @@
 """What have I used? A tenant's usage by time and everything it can be split by, and what is left of its limits."""
 
-from ._limits import BudgetLeft, LimitLeft
+from ._limits import BudgetLeft, LimitLeft, Limits, read_limits
 from ._organization import Kind, OrganizationQuery, organization_page, parse_organization_query
 from ._parameters import parse_time
 from ._query import BUCKETS_MAX, GROUP_KEYS, TAG_PREFIX, UsageQuery, kept_days, parse_query
@@ -22,6 +22,7 @@ from ._requests import (
     parse_requests_query,
     parse_stream_query,
 )
+from ._running import read_running
 from ._why import Why, why
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "BudgetLeft",
     "Kind",
     "LimitLeft",
+    "Limits",
     "ModelPrice",
     "OrganizationQuery",
     "PriceShown",
@@ -58,6 +60,8 @@ __all__ = [
     "parse_requests_query",
     "parse_stream_query",
     "parse_time",
+    "read_limits",
+    "read_running",
     "replica_alias",
     "report",
     "why",
