@@ -10,7 +10,7 @@ import signal
 
 import typer
 
-from . import _audit, _correct, _keys, _policy, _price, _serve, _top, _usage, _why
+from . import _audit, _correct, _doctor, _keys, _policy, _price, _serve, _top, _usage, _why
 from ._words import ENVIRONMENT
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ _why.add_to(app)
 _correct.add_to(app)
 _audit.add_to(app)
 _top.add_to(app)
+_doctor.add_to(app)
 app.add_typer(_price.app, name="price")
 
 

@@ -1,7 +1,7 @@
 """Replicas: upstream connections, health, what context they serve, control-plane calls to them, their own counters."""
 
 from ._connection import Connection, Interrupted, UpstreamLost
-from ._counters import Reading
+from ._counters import NoCounters, Reading, read_counters
 from ._fleet import Fleet, ModelFleet
 from ._replica import ConnectFailed, Replica
 from ._scraper import SILENT_MS, Scraper
@@ -13,8 +13,10 @@ __all__ = [
     "Fleet",
     "Interrupted",
     "ModelFleet",
+    "NoCounters",
     "Reading",
     "Replica",
     "Scraper",
     "UpstreamLost",
+    "read_counters",
 ]
