@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test lint format test-real simulate-ledger bench chaos prove-admission lock clean
+.PHONY: install run test lint format test-real simulate-ledger bench bench-admission chaos prove-admission lock clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/bench.py
 	$(BIN)/python loadtest/ledger_cost.py
 	$(BIN)/python loadtest/refusal_cost.py
+
+# Overload on the simulated H200, through Mtok and through what others do: some minutes, in virtual time.
+bench-admission: $(VENV)/.installed-dev
+	$(BIN)/python -m loadtest.overload
 
 # make chaos CHAOS='--seed 7': the requests and strikes of a run before.
 chaos: $(VENV)/.installed-dev

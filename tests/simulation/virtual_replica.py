@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from gateway.simulator import EngineCore, Job, Profile, Prompt
+from gateway.simulator import EngineCore, Job, Profile, Prompt, Step
 
 
 @dataclass(eq=False)
@@ -111,16 +111,19 @@ class VirtualReplica:
                 self._settled()
                 continue
             self._act_until(step.end_s)
-            result = self.core.finish(step)
-            for request in result.firsts + result.decoded:
-                stream = self._by_id[request.id]
-                stream.token_s.append(self.now)
-                stream.cached_tokens = request.cached_tokens
-                if len(stream.token_s) == 1:
-                    self._first(stream)
-                if stream.done and stream.on_end:
-                    stream.on_end(stream, self.now)
-            self._settled()
+            self._finish(step)
+
+    def _finish(self, step: Step) -> None:
+        result = self.core.finish(step)
+        for request in result.firsts + result.decoded:
+            stream = self._by_id[request.id]
+            stream.token_s.append(self.now)
+            stream.cached_tokens = request.cached_tokens
+            if len(stream.token_s) == 1:
+                self._first(stream)
+            if stream.done and stream.on_end:
+                stream.on_end(stream, self.now)
+        self._settled()
 
     def _first(self, stream: Stream) -> None:
         """Its first token has come."""
