@@ -16,7 +16,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from gateway.admission import FairQueue, FirstTokens, Knee, Predictor, Turned, Work
+from gateway.admission import FairQueue, FirstTokens, Gauges, Knee, Predictor, Turned, Work
 from gateway.errors import Refusal, Refused, RefusedBy
 from gateway.fleet import Interrupted, ModelFleet, Replica
 from gateway.policy import SloSpec
@@ -195,7 +195,7 @@ class Line:
         knee = self._knees.get(replica)
         if knee is None:
             knee = self._knees[replica] = Knee(itl_ms=self._itl_ms)
-            _observe(knee, replica)
+            _observe(knee, replica, self.now_ms())
         return knee
 
     def hold(self, itl_ms: int | None) -> None:
@@ -296,7 +296,7 @@ class Line:
         for slot in self._running.values():
             slot.tell_tokens(now_ms)
         for replica, knee in self._knees.items():
-            _observe(knee, replica)
+            _observe(knee, replica, now_ms)
             knee.tick(now_ms, queued=len(self.queue))
         if self._waiting:
             self._pump_soon()
@@ -403,10 +403,18 @@ def overloaded(work: Work, turned: Turned) -> Refusal:
     )
 
 
-def _observe(knee: Knee, replica: Replica) -> None:
+def _observe(knee: Knee, replica: Replica, now_ms: int) -> None:
     """What the engine's own page said last."""
-    if replica.reading is not None and replica.reading.kv_tokens:
-        knee.kv_tokens = replica.reading.kv_tokens
+    if reading := replica.reading:
+        gauges = Gauges(
+            read_ms=reading.asked_ms,
+            sequences=reading.running,
+            waiting=reading.waiting,
+            kv_usage=reading.kv_usage,
+            kv_tokens=reading.kv_tokens,
+            preemptions=reading.preemptions,
+        )
+        knee.observe(gauges, now_ms)
 
 
 def _first(replicas: Sequence[Replica]) -> Replica:

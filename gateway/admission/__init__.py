@@ -7,6 +7,7 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 
 from ._allowance import Allowance
 from ._first_tokens import FirstTokens
+from ._guards import Gauges
 from ._headers import go_duration, ratelimit_headers
 from ._knee import Knee, KneeLimits
 from ._money import usd
@@ -27,6 +28,7 @@ __all__ = [
     "Dimension",
     "FairQueue",
     "FirstTokens",
+    "Gauges",
     "Grant",
     "Knee",
     "KneeLimits",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ._guards import Gauges, Guards
 from ._work import Work
 
 FIRST_SEQUENCES = 64
@@ -68,7 +69,8 @@ class Knee:
         self._rate = DEFAULT_PREFILL_TOKENS_PER_S
         self._running: dict[str, _Running] = {}
         self._prefilling = 0
-        self._resident = 0
+        self._prompts = self._resident = 0
+        self._guards = Guards()
         self._longer = 1.0
         self._together = 1.0
         self._predicted_tokens = self._real_tokens = 0.0
@@ -82,13 +84,13 @@ class Knee:
     def limits(self) -> KneeLimits:
         """What may run now."""
         prefill = max(LEAST_PREFILL_TOKENS, int(PREFILL_WINDOW_S * self._rate))
-        kv_most = None if self.kv_tokens is None else int(KV_SHARE * self.kv_tokens)
+        kv_most = None if self.kv_tokens is None else int(KV_SHARE * self._guards.kv_part * self.kv_tokens)
         return KneeLimits(int(self._sequences), prefill, kv_most)
 
     @property
     def load(self) -> KneeLimits:
         """What runs now, this gateway's own."""
-        return KneeLimits(len(self._running), self._prefilling, int(self._resident * self._together))
+        return KneeLimits(len(self._running), self._prefilling, self._resident_with(0, 0))
 
     def fits(self, work: Work, *, below_share: bool) -> bool:
         """Whether the replica has room. A few sequences more (3 to 6 %, at least 2) are for tenants below their share:
@@ -98,7 +100,7 @@ class Knee:
             self._was_short = True
             return False
         limits = self.limits
-        resident = (self._resident + work.input_tokens + self._output_tokens(work)) * self._together
+        resident = self._resident_with(work.input_tokens, self._output_tokens(work))
         if limits.kv_tokens is not None and running and resident > limits.kv_tokens:
             return False
         return not self._prefilling or self._prefilling + work.uncached_tokens <= limits.prefill_tokens
@@ -112,6 +114,7 @@ class Knee:
         running = _Running(work, now_ms, self._prefilling, self._output_tokens(work))
         self._running[work.id] = running
         self._prefilling += work.uncached_tokens
+        self._prompts += work.input_tokens
         self._resident += work.input_tokens + running.output_tokens
         self._peak = max(self._peak, len(self._running))
 
@@ -165,6 +168,7 @@ class Knee:
         running = self._running.pop(work_id, None)
         if running is None:
             return
+        self._prompts -= running.work.input_tokens
         self._resident -= running.work.input_tokens + running.output_tokens
         if running.told > 1:
             self._predicted_tokens = LENGTHS_KEPT * self._predicted_tokens + running.work.output_tokens
@@ -177,13 +181,21 @@ class Knee:
         self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(len(self._running))))
         self._cool_until_ms = now_ms + COOLDOWN_MS
 
+    def observe(self, gauges: Gauges, now_ms: int) -> None:
+        """What the engine's own gauges said when they were read last; the same reading again changes nothing."""
+        self.kv_tokens = gauges.kv_tokens or self.kv_tokens
+        left = self._guards.observe(gauges, now_ms)
+        if left < 1.0:
+            self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(gauges.sequences)) * left)
+            self._cool_until_ms = now_ms + COOLDOWN_MS
+
     def tick(self, now_ms: int, *, queued: int) -> None:
         """About once a second: adapts N to the mean ITL since the last tick. Held with few samples; grown only
         where somebody waited for N, by a quarter while far from the target; and where the queue waits for an engine
         that has nothing to do."""
         running, peak = len(self._running), max(self._peak, len(self._running))
         self._peak = running
-        self._forecast()
+        self._forecast(now_ms)
         was_short, self._was_short = self._was_short, False
         target_ms = None if self.itl_ms is None else TARGET * self.itl_ms
         enough = self._itl_tokens >= SAMPLES_LEAST
@@ -198,18 +210,24 @@ class Knee:
                 self._cool_until_ms = now_ms + COOLDOWN_MS
             return
         is_idle = queued > 0 and not peak
-        may_grow = (enough and (target_ms is None or itl_ms < GROWS_BELOW * target_ms)) or is_idle
+        is_fast = enough and (target_ms is None or itl_ms < GROWS_BELOW * target_ms)
+        may_grow = (is_fast and not self._guards.hold(now_ms)) or is_idle
         if may_grow and (was_short or is_idle) and now_ms >= self._cool_until_ms:
             far = target_ms is None or itl_ms < 0.5 * target_ms
             grown = self._sequences * (1.25 if far else 1.03) + 1
             self._sequences = min(MOST_SEQUENCES, grown)
+
+    def _resident_with(self, input_tokens: int, output_tokens: int) -> int:
+        """The most that will be resident at one time with this prompt and answer too."""
+        together = self._together * (self._resident + input_tokens + output_tokens)
+        return int(together - self._guards.shared * (self._prompts + input_tokens))
 
     def _output_tokens(self, work: Work) -> int:
         """How long its answer is expected to get, as predictions have proved here; never less than predicted, so that
         K is too careful at worst."""
         return int(work.output_tokens * self._longer)
 
-    def _forecast(self) -> None:
+    def _forecast(self, now_ms: int) -> None:
         """Looks at what runs, where K is not far from bounding it: by how much answers are longer than predicted, and
         the most that will be resident at one time, as part of all that these prompts and answers will have been (while
         some grow others end; all are taken to get tokens at the same pace)."""
@@ -217,15 +235,20 @@ class Knee:
         kv_most = self.limits.kv_tokens
         if kv_most is not None and 2 * self._resident > kv_most:
             left_tokens = []
+            prompts = answers = 0
             for one in self._running.values():
                 # Those that run count too: the longest answers would be heard of last.
                 predicted += one.work.output_tokens
                 real += max(one.work.output_tokens, one.told)
+                if one.first_ms:
+                    prompts += one.work.input_tokens
+                    answers += one.told
                 left_tokens.append((one.output_tokens - one.told, one.work.input_tokens + one.told))
             most = resident = 0
             for alive, (left, tokens) in enumerate(sorted(left_tokens, reverse=True), 1):
                 resident += tokens
                 most = max(most, resident + alive * left)
             together = most / self._resident
+            self._guards.counted(prompts, answers, now_ms)
         self._together = together
         self._longer = max(1.0, real / predicted) if predicted else 1.0

@@ -10,12 +10,16 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from gateway.admission import FirstTokens, Knee, Work
+from gateway.admission import Gauges as EngineGauges
 from gateway.simulator import Profile
 from tests.simulation.virtual_replica import Stream, VirtualReplica
 
 TTFT_SLO_S = 0.6
 ITL_SLO_S = 0.08
 WAIT_S = 0.4
+READ_EVERY_S = 10.0
+READ_LATE_S = 5.0
+"""The engine's gauges, as most workers hear of them."""
 PREDICTED_TOKENS = 200
 """Of every answer, however long it gets."""
 
@@ -69,7 +73,9 @@ class VirtualFleet(VirtualReplica):
     """One replica behind an admission and a first-come queue whose waiters leave after `wait_s`, or earlier where the
     knee says that their first token would come too late."""
 
-    def __init__(self, profile: Profile, admission: Admission, *, wait_s: float = WAIT_S) -> None:
+    def __init__(
+        self, profile: Profile, admission: Admission, *, wait_s: float = WAIT_S, reads_gauges: bool = True
+    ) -> None:
         super().__init__(profile)
         self.admission = admission
         self.knee = admission.knee if isinstance(admission, Ours) else None
@@ -78,6 +84,7 @@ class VirtualFleet(VirtualReplica):
         self.ended: list[tuple[float, float, float, float]] = []
         self.limits: list[int] = []
         self._wait_s = wait_s
+        self._reads_gauges = reads_gauges
         self._queue: deque[tuple[float, Work, int]] = deque()
         self._live: dict[str, tuple[float, Work, Stream]] = {}
 
@@ -137,6 +144,17 @@ class VirtualFleet(VirtualReplica):
 
     def _tick(self, now: float) -> None:
         assert self.knee is not None
+        if self._reads_gauges and now % READ_EVERY_S == 0:
+            core = self.core
+            gauges = EngineGauges(
+                read_ms=int(now * 1000),
+                sequences=core.running + core.waiting,
+                waiting=core.waiting,
+                kv_usage=core.kv_usage,
+                kv_tokens=(self.profile.kv_blocks - 1) * self.profile.block_size,
+                preemptions=core.counters.preemptions,
+            )
+            self.at(now + READ_LATE_S, lambda later: self.knee and self.knee.observe(gauges, int(later * 1000)))
         for _, work, stream in self._live.values():
             self.knee.tokens(work.id, len(stream.token_s), int(now * 1000))
         self.knee.tick(int(now * 1000), queued=len(self._queue))
