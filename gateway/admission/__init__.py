@@ -5,6 +5,7 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 `Work` says what a request asks of it.
 """
 
+from ._account import Accounts, Held, Refusing
 from ._allowance import Allowance
 from ._first_tokens import FirstTokens
 from ._guards import Gauges
@@ -20,6 +21,7 @@ from ._words import amount, decided, seconds, unit_of, would_pass
 from ._work import BandLoad, Cost, Turned, Work
 
 __all__ = [
+    "Accounts",
     "Allowance",
     "Ask",
     "BandLoad",
@@ -30,6 +32,7 @@ __all__ = [
     "FirstTokens",
     "Gauges",
     "Grant",
+    "Held",
     "Knee",
     "KneeLimits",
     "Lease",
@@ -37,6 +40,7 @@ __all__ = [
     "Period",
     "PeriodKind",
     "Predictor",
+    "Refusing",
     "Standing",
     "Turned",
     "Work",

@@ -2,7 +2,7 @@
 
 from ._corrections import CannotCorrect, Correction, correct, correction_event
 from ._cursor import CursorError, CursorFile, Position, opened, parse_after, publish, shown_after
-from ._export import Exported, Span, export, output_file
+from ._export import Exported, Span, arrived, export, output_file
 from ._focus import FOCUS_COLUMNS, Ratios, export_focus, focus_rows, split_cost
 from ._formats import FORMATS, Format, FormatUnavailable, Writer, writer
 from ._rows import COLUMNS
@@ -25,6 +25,7 @@ __all__ = [
     "SinkSettings",
     "Span",
     "Writer",
+    "arrived",
     "correct",
     "correction_event",
     "export",

@@ -12,6 +12,8 @@ from typing import IO
 
 from redis.asyncio import Redis
 
+from gateway.metering import UsageEvent
+
 from ._cursor import Gap, Position, Positions, gap, partial, position_at, publish, start_of
 from ._formats import Format, writer
 from ._stream import StoredEvent, StreamEnd, entry_order, read_events, stream_ends, tenants_with_events
@@ -71,6 +73,22 @@ async def export(
     )
 
 
+async def arrived(redis: Redis, span: Span) -> AsyncIterator[list[UsageEvent]]:
+    """All tenants' events of requests that came within `span`, tenant by tenant, each in the order in which they ended.
+    One that took longer than an hour is not looked for.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+        ValueError: an entry is not a usage event.
+    """
+    ends = await stream_ends(redis, await tenants_with_events(redis))
+    after = f"{max(0, span.start_ms - LATE_MS)}-0"
+    for tenant, end in ends.items():
+        until = min(end.entry, f"{span.end_ms + LATE_MS}-0", key=entry_order)
+        async for events in read_events(redis, tenant, after=after, until=until):
+            yield [one.event for one in events if span.start_ms <= one.event.arrived_ms < span.end_ms]
+
+
 @contextlib.contextmanager
 def output_file(output: Path | None) -> Iterator[IO[bytes]]:
     """Where to write: standard output, or the partial file of `output`, which is synced at the end of the block and
@@ -110,4 +128,4 @@ def _furthest(old: Position | None, new: Position) -> Position:
     return new
 
 
-__all__ = ["Exported", "Span", "export", "output_file", "publish"]
+__all__ = ["Exported", "Span", "arrived", "export", "output_file", "publish"]
