@@ -13,7 +13,7 @@ from gateway.errors import Refused
 from gateway.lifecycle import Lifecycle
 from gateway.overview import LimitState, State, gather
 from gateway.relay import Message
-from gateway.store import StoreUnavailable, TenantKeys
+from gateway.store import StoreUnavailable
 from gateway.tenants import key_of_header
 from gateway.usage import BudgetLeft, Limits, read_limits, read_running
 
@@ -61,7 +61,7 @@ class AdminPages:
         busiest = sorted(state.tenants, key=lambda name: -state.tenants[name].requests)[:LIMITS_SHOWN_MAX]
         for tenant in busiest:
             limits = policies.limits_of(tenant)
-            left = await read_limits(self._redis, TenantKeys(tenant), limits, state.at_ms // 1000)
+            left = await read_limits(self._redis, tenant, limits, state.at_ms // 1000)
             state.tenants[tenant].limits = _shown(left)
 
 

@@ -30,7 +30,7 @@ class RefusedBy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     """The rule that refused, with its numbers: what the usage event keeps of a refusal, for whoever asks why.
 
     `dimension` is the rule's name in the policies; `scope` is whose rule it is where it is not the tenant's own, such
-    as `key:acme-ci`. `limit`, `asked` and `remaining` are in the dimension's unit: requests, tokens, nano-dollars,
+    as `key acme-ci`. `limit`, `asked` and `remaining` are in the dimension's unit: requests, tokens, nano-dollars,
     milliseconds of waiting. `reserved` is what requests that still ran held of it. `retry_after_ms` is None where
     waiting alone does not help.
     """

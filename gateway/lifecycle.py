@@ -23,22 +23,19 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 
-from msgspec.structs import replace
-
 from gateway import refusals
-from gateway.admission import Ask, Work
+from gateway.admission import Work, ask_for
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import (
     ContextLimits,
     PromptSize,
+    bounded,
     check,
     estimate,
     granted,
     least,
     limits_for,
-    output_most,
-    prompt_most,
     surely_fits,
 )
 from gateway.counting import PromptCounter
@@ -54,15 +51,11 @@ from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
 from gateway.routing import PrefixIndex, prefix_chain
 from gateway.settings import Settings
-from gateway.store import EXACT_MAX
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable, key_of_headers
 from gateway.wire import Endpoint, RequestView, ask_usage, parse, set_fields
 
 log = logging.getLogger(__name__)
-
-DEFAULT_OUTPUT_TOKENS = 512
-"""Tokens/min held for an answer whose client named no bound; the difference is settled when it is known."""
 
 PROMPT_TOKENS = b"x-mtok-prompt-tokens"
 """Answers carry it where the prompt had to be counted: how many tokens, and whether that is exact or estimated."""
@@ -162,11 +155,7 @@ class Lifecycle:
             )
             size = estimate(view) if surely_fits(view, limits) else await self._measure(call, view, body, model, limits)
             bound = granted(view, size, limits)
-            if bound is not None:
-                if view.output_tokens is None:
-                    limits = replace(limits, output_max=bound)
-                else:
-                    view = replace(view, output_tokens=bound)
+            view, limits = bounded(view, limits, bound)
             async with self._reserve(
                 call, identity.tenant, scopes=scopes, view=view, price=price, limits=limits, size=size
             ) as reservation:
@@ -258,26 +247,8 @@ class Lifecycle:
         limits: ContextLimits,
         size: PromptSize,
     ) -> Reservation:
-        """What to hold: for dollars the most the request can cost, for tokens/min what it will probably use."""
-        tokens = nanousd = input_tokens = output_tokens = most_tokens = 0
-        if view.endpoint.computes:
-            answers_most = output_most(view, least(view).longest, limits) * view.answers
-            tokens = _likely_tokens(view, size, answers_most, tenant.limits.tokens_per_minute)
-            input_tokens = size.total
-            output_tokens = _likely_output(view, tokens - input_tokens, tenant.limits.output_tokens_per_minute)
-            input_most = prompt_most(view, size, limits)
-            most_tokens = input_most + answers_most
-            if price is not None and scopes.is_budgeted:
-                # An absurd `n` multiplies to more than the ledger's numbers hold; no budget holds that much either.
-                nanousd = min(EXACT_MAX, price.ceiling_nanousd(input_most, answers_most))
-        ask = Ask(
-            lease_id=call.id,
-            tokens=tokens,
-            nanousd=nanousd,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            most_tokens=most_tokens,
-        )
+        """What it holds while it runs."""
+        ask = ask_for(view, size, limits, tenant=tenant, scopes=scopes, price=price, lease_id=call.id)
         return Reservation(
             call,
             tenant,
@@ -358,21 +329,6 @@ async def _end_unbooked(call: Call, outgoing: Outgoing) -> None:
         await outgoing.end(stream_error(call.endpoint, refusals.STREAM_UNBOOKED, "journal_unavailable"))
     else:
         await outgoing.refuse(refusals.JOURNAL_AWAY, call.answer_headers())
-
-
-def _likely_tokens(view: RequestView, size: PromptSize, answers_most: int, per_minute: int | None) -> int:
-    """Tokens/min to hold: the client's own bound; a usual answer where it named none, cut to what can ever fit."""
-    if view.output_tokens is not None or not view.endpoint.generates:
-        return size.total + answers_most
-    likely = min(answers_most or DEFAULT_OUTPUT_TOKENS, DEFAULT_OUTPUT_TOKENS * view.answers)
-    return size.total + (likely if per_minute is None else max(0, min(likely, per_minute - size.total)))
-
-
-def _likely_output(view: RequestView, likely: int, per_minute: int | None) -> int:
-    """Output tokens/min to hold, of `likely` ones: cut as above where the client named no bound."""
-    if per_minute is None or view.output_tokens is not None or not view.endpoint.generates:
-        return likely
-    return min(likely, per_minute)
 
 
 def _passed_on(given: Mapping[bytes, bytes]) -> bytes:

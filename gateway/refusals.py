@@ -75,7 +75,7 @@ def model_not_found(name: str) -> Refusal:
         code="model_not_found",
         message=f"The model '{name[:100]}' does not exist or you may not use it. GET /v1/models lists yours.",
         param="model",
-        refused_by=RefusedBy(dimension="models", scope=f"model:{name[:100]}"),
+        refused_by=RefusedBy(dimension="models", scope=f"model {name[:100]}"),
     )
 
 

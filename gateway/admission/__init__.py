@@ -5,12 +5,15 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 `Work` says what a request asks of it.
 """
 
-from ._account import Accounts, Held, Refusing
+from ._account import UNIT, Accounts, Held, Refusing
 from ._allowance import Allowance
+from ._ask import ask_for, most_tokens
+from ._explain import Explanation, Question, Rule, explain
 from ._first_tokens import FirstTokens
 from ._guards import Gauges
 from ._headers import go_duration, ratelimit_headers
 from ._knee import Knee, KneeLimits
+from ._left import Left, denial
 from ._money import usd
 from ._periods import Period, PeriodKind, period_at
 from ._predict import Predictor
@@ -21,6 +24,7 @@ from ._words import amount, decided, seconds, unit_of, would_pass
 from ._work import BandLoad, Cost, Turned, Work
 
 __all__ = [
+    "UNIT",
     "Accounts",
     "Allowance",
     "Ask",
@@ -28,6 +32,7 @@ __all__ = [
     "Cost",
     "Denial",
     "Dimension",
+    "Explanation",
     "FairQueue",
     "FirstTokens",
     "Gauges",
@@ -36,17 +41,24 @@ __all__ = [
     "Knee",
     "KneeLimits",
     "Lease",
+    "Left",
     "Note",
     "Period",
     "PeriodKind",
     "Predictor",
+    "Question",
     "Refusing",
+    "Rule",
     "Standing",
     "Turned",
     "Work",
     "amount",
+    "ask_for",
     "decided",
+    "denial",
+    "explain",
     "go_duration",
+    "most_tokens",
     "period_at",
     "ratelimit_headers",
     "refusal",

@@ -42,8 +42,8 @@ def seconds(ms: int) -> str:
 def decided(rule: RefusedBy) -> str:
     """One sentence: which rule, and its numbers."""
     if rule.dimension == "models":
-        return f"There is no {rule.scope.replace(':', ' ', 1)} here, or the tenant may not use it."
-    name = f"{rule.dimension} of {rule.scope.replace(':', ' ', 1) or 'the tenant'}"
+        return f"There is no {rule.scope} here, or the tenant may not use it."
+    name = f"{rule.dimension} of {rule.scope or 'the tenant'}"
     limit, asked = amount(rule.dimension, rule.limit), amount(rule.dimension, rule.asked)
     if rule.dimension == "max_wait_s":
         return (
@@ -58,22 +58,35 @@ def decided(rule: RefusedBy) -> str:
 
 def would_pass(rule: RefusedBy) -> list[str]:
     """What would have let the request pass this rule, each by itself. Another rule may refuse it then."""
+    return [way for way in (later(rule), _less(rule), otherwise(rule)) if way]
+
+
+def later(rule: RefusedBy) -> str:
+    """Waiting, where that helps."""
+    return "" if rule.retry_after_ms is None else f"the same request {seconds(rule.retry_after_ms)} later"
+
+
+def otherwise(rule: RefusedBy) -> str:
+    """What the policies would have to say."""
     if rule.dimension == "models":
-        return ["a model of the tenant's: GET /v1/models lists them, `models` in the policies says them"]
-    ways: list[str] = []
-    if rule.retry_after_ms is not None:
-        ways.append(f"the same request {seconds(rule.retry_after_ms)} later")
+        return "a model of the tenant's: GET /v1/models lists them, `models` in the policies says them"
     if rule.dimension == "max_wait_s":
-        longer = f"max_wait_s and ttft_p99_ms of its class that leave {amount(rule.dimension, rule.asked)}"
-        return [*ways, f"{longer}, or more replicas"]
-    short = rule.asked - rule.remaining
+        left = amount(rule.dimension, rule.asked)
+        return f"max_wait_s and ttft_p99_ms of its class that leave {left}, or more replicas"
+    return f"{rule.dimension} of at least {amount(rule.dimension, rule.limit + max(1, _short(rule)))}"
+
+
+def _less(rule: RefusedBy) -> str:
+    """Asking for less, where the rule counts what can be less."""
     if rule.dimension in _LENGTHS:
-        short = rule.asked - rule.limit
-        ways.append(f"{amount(rule.dimension, short)} less in {_counted(rule.dimension)}")
-    elif unit_of(rule.dimension) != "requests" and rule.remaining > 0:
-        ways.append(f"a request for at most {amount(rule.dimension, rule.remaining)} ({_counted(rule.dimension)})")
-    ways.append(f"{rule.dimension} of at least {amount(rule.dimension, rule.limit + max(1, short))}")
-    return ways
+        return f"{amount(rule.dimension, _short(rule))} less in {_counted(rule.dimension)}"
+    if unit_of(rule.dimension) in ("tokens", "nanousd") and rule.remaining > 0:
+        return f"a request for at most {amount(rule.dimension, rule.remaining)} ({_counted(rule.dimension)})"
+    return ""
+
+
+def _short(rule: RefusedBy) -> int:
+    return rule.asked - (rule.limit if rule.dimension in _LENGTHS else rule.remaining)
 
 
 def _counted(dimension: str) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from gateway.policy import PolicyError, load
 
-from . import _policy_diff
+from . import _policy_diff, _policy_explain
 from ._words import MISUSED, fail
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _policy_diff.add_to(app)
+_policy_explain.add_to(app)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from ._count import questions, text_questions
 from ._limits import (
     ContextLimits,
     PromptSize,
+    bounded,
     check,
     estimate,
     granted,
@@ -25,6 +26,7 @@ __all__ = [
     "PromptTexts",
     "Tokenizer",
     "UnsupportedTokenizer",
+    "bounded",
     "check",
     "estimate",
     "granted",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gateway.errors import Refusal
+from gateway.errors import Refusal, RefusedBy
 from gateway.wire import Endpoint, RequestView
 
 TEMPLATE_TOKENS = 256
@@ -26,17 +27,18 @@ class ContextLimits(Struct, frozen=True, kw_only=True, gc=False):
     """What a request must stay below, in tokens; None: unlimited.
 
     `context` is the engine's and binds each prompt with its answer; so does `total_max`, which only the gateway knows.
-    `input_of`, `output_of` and `total_of` say whose limit that is, for its refusal. Where a limit caps, an answer that
-    is asked to be longer is cut to what it allows, and only a prompt without room for a single token is refused.
+    `input_of`, `output_of` and `total_of` say whose limit that is, for its refusal: empty is the tenant's own, else it
+    is `key ID`, `class NAME` or `model NAME`. Where a limit caps, an answer that is asked to be longer is cut to what
+    it allows, and only a prompt without room for a single token is refused.
     """
 
     context: int | None
     input_max: int | None
     output_max: int | None
     total_max: int | None = None
-    input_of: str = "your tenant's limit"
-    output_of: str = "your tenant's limit"
-    total_of: str = "your tenant's limit"
+    input_of: str = ""
+    output_of: str = ""
+    total_of: str = ""
     context_caps: bool = False
     output_caps: bool = False
     total_caps: bool = False
@@ -111,44 +113,47 @@ def check(view: RequestView, size: PromptSize, limits: ContextLimits) -> Refusal
     if limits.output_max is not None and output > limits.output_max:
         if not limits.output_caps:
             return _refusal(
-                f"You asked for {output} output tokens ('{view.output_field}'), but {limits.output_of} is "
+                f"You asked for {output} output tokens ('{view.output_field}'), but {_whose(limits.output_of)} is "
                 f"{limits.output_max}. Set '{view.output_field}' to at most {limits.output_max}.",
                 view.output_field,
+                RefusedBy(dimension="max_output_tokens", scope=limits.output_of, limit=limits.output_max, asked=output),
             )
         output = limits.output_max
     if limits.input_max is not None and size.total > limits.input_max:
         return _refusal(
-            f"Your prompt has {_counted(size, size.total)}, but {limits.input_of} is {limits.input_max} input tokens. "
-            "Shorten the prompt.",
+            f"Your prompt has {_counted(size, size.total)}, but {_whose(limits.input_of)} is {limits.input_max} input "
+            "tokens. Shorten the prompt.",
             _prompt_param(view),
+            RefusedBy(dimension="max_input_tokens", scope=limits.input_of, limit=limits.input_max, asked=size.total),
         )
     if limits.total_max is not None and (limits.context is None or limits.total_max < limits.context):
-        whose = f"{limits.total_of[0].upper()}{limits.total_of[1:]}"
-        bound, caps, said = limits.total_max, limits.total_caps, f"{whose} is {limits.total_max} tokens in all"
+        whose = _whose(limits.total_of)
+        caps, said = limits.total_caps, f"{whose[0].upper()}{whose[1:]} is {limits.total_max} tokens in all"
+        rule = RefusedBy(dimension="max_total_tokens", scope=limits.total_of, limit=limits.total_max)
     elif limits.context is not None:
-        bound, caps, said = (
-            limits.context,
-            limits.context_caps,
-            f"This model's context length is {limits.context} tokens",
-        )
+        caps, said = limits.context_caps, f"This model's context length is {limits.context} tokens"
+        rule = RefusedBy(dimension="context_tokens", scope=f"model {view.model[:100]}", limit=limits.context)
     else:
         return None
-    return _check_whole(view, size, bound=bound, output=1 if caps else output, said=said)
+    return _check_whole(view, size, rule, output=1 if caps else output, said=said)
 
 
-def _check_whole(view: RequestView, size: PromptSize, *, bound: int, output: int, said: str) -> Refusal | None:
-    """What refuses a prompt with its answer. `said` begins the message: what `bound` is."""
+def _check_whole(view: RequestView, size: PromptSize, rule: RefusedBy, *, output: int, said: str) -> Refusal | None:
+    """What refuses a prompt with its answer. `said` begins the message: what the rule's limit is."""
     needed = max(output, 1) if view.endpoint.generates else 0
+    bound = rule.limit
     if size.longest + needed <= bound:
         return None
+    rule = replace(rule, asked=size.longest + needed)
     prompt = _counted(size, size.longest)
     if output > 1 and size.longest < bound:
         return _refusal(
             f"{said}. Your prompt has {prompt} and you asked for {output} output tokens, {size.longest + output} in "
             f"all. Shorten the prompt, or set '{view.output_field}' to at most {bound - size.longest}.",
             view.output_field,
+            rule,
         )
-    return _refusal(f"{said}, but your prompt has {prompt}. Shorten the prompt.", _prompt_param(view))
+    return _refusal(f"{said}, but your prompt has {prompt}. Shorten the prompt.", _prompt_param(view), rule)
 
 
 def granted(view: RequestView, size: PromptSize, limits: ContextLimits) -> int | None:
@@ -164,6 +169,15 @@ def granted(view: RequestView, size: PromptSize, limits: ContextLimits) -> int |
     if limits.context is not None and limits.context_caps:
         allowed = _smaller(allowed, max(1, limits.context - size.longest))
     return allowed if allowed is not None and asked > allowed else None
+
+
+def bounded(view: RequestView, limits: ContextLimits, bound: int | None) -> tuple[RequestView, ContextLimits]:
+    """Both as they are once the engine is told this bound of each answer, which `granted` says; None: as they were."""
+    if bound is None:
+        return view, limits
+    if view.output_tokens is None:
+        return view, replace(limits, output_max=bound)
+    return replace(view, output_tokens=bound), limits
 
 
 def output_most(view: RequestView, prompt_least: int, limits: ContextLimits) -> int:
@@ -212,5 +226,17 @@ def _prompt_param(view: RequestView) -> str:
     return _PROMPT_PARAM.get(view.endpoint, "messages")
 
 
-def _refusal(message: str, param: str) -> Refusal:
-    return Refusal(status=400, code="context_length_exceeded", message=message, param=param)
+def _refusal(message: str, param: str, rule: RefusedBy) -> Refusal:
+    return Refusal(status=400, code="context_length_exceeded", message=message, param=param, refused_by=rule)
+
+
+def _whose(scope: str) -> str:
+    """A limit as its client reads of it."""
+    kind, _, name = scope.partition(" ")
+    match kind:
+        case "":
+            return "your tenant's limit"
+        case "key":
+            return "your key's limit"
+        case _:
+            return f"the limit of {kind} '{name}'"

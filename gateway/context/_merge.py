@@ -25,18 +25,18 @@ def limits_for(
     of_tenant = tenant.context or ContextSpec()
     by = tenant.limits
     blocks = (
-        (of_key, "your key's limit"),
-        (of_tenant, "your tenant's limit"),
+        (of_key, f"key {key}"),
+        (of_tenant, ""),
         (
             ContextSpec(
                 max_input_tokens=by.max_input_tokens,
                 max_output_tokens=by.max_output_tokens,
                 on_excess=of_tenant.on_excess,
             ),
-            "your tenant's limit",
+            "",
         ),
-        (service.context, f"the limit of class '{service.name}'"),
-        (model.context, f"the limit of model '{model.name}'"),
+        (service.context, f"class {service.name}"),
+        (model.context, f"model {model.name}"),
     )
     named = [(block, whose, block.on_excess == "cap") for block, whose in blocks if block is not None]
     input_max, input_of, _ = _smallest((block.max_input_tokens, whose, caps) for block, whose, caps in named)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import Context, Decimal
 
 NANOUSD_PER_USD = 1_000_000_000
+NANOUSD_MAX = 2**53 - 1
+"""The most that one request may be charged or hold: Redis' scripts count in doubles, exact up to here. $9 million."""
 
 _EXACT = Context(prec=60)
 """Wide enough that shifting any amount by nine places stays exact, whatever the caller's own context says."""

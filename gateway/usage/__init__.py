@@ -1,6 +1,6 @@
 """What have I used? A tenant's usage by time and everything it can be split by, and what is left of its limits."""
 
-from ._limits import BudgetLeft, LimitLeft, Limits, read_limits
+from ._limits import BudgetLeft, LimitLeft, Limits, read_left, read_limits
 from ._organization import Kind, OrganizationQuery, organization_page, parse_organization_query
 from ._parameters import parse_time
 from ._query import BUCKETS_MAX, GROUP_KEYS, TAG_PREFIX, UsageQuery, kept_days, parse_query
@@ -60,6 +60,7 @@ __all__ = [
     "parse_requests_query",
     "parse_stream_query",
     "parse_time",
+    "read_left",
     "read_limits",
     "read_running",
     "replica_alias",

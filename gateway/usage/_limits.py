@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Final, NamedTuple, cast
 
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from gateway.admission import period_at, usd
+from gateway.admission import UNIT, Dimension, Left, Period, period_at, unit_of, usd
 from gateway.metering import windows_at
-from gateway.policy import LimitsSpec
+from gateway.policy import LimitsSpec, RuleMode, RulesSpec, Scope
 from gateway.pricing import nanousd_of_usd
-from gateway.store import StoreUnavailable, TenantKeys
-
-UNITS_PER_ONE = 60_000
-"""scripts/account.lua counts buckets in 1/60000, so that a limit per minute refills whole units per millisecond."""
+from gateway.store import SHARED_PREFIX, StoreUnavailable, TenantKeys
 
 
 class LimitLeft(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,74 +42,166 @@ class BudgetLeft(msgspec.Struct, frozen=True, kw_only=True):
 Limits = dict[str, LimitLeft | BudgetLeft]
 
 
-async def read_limits(redis: Redis, keys: TenantKeys, limits: LimitsSpec, now_s: int) -> Limits:
-    """What is left of each limit; unlimited ones are left out.
+async def read_limits(redis: Redis, tenant: str, limits: LimitsSpec, now_s: int) -> Limits:
+    """What is left of each of the tenant's own limits; unlimited ones are left out.
 
     Raises:
         StoreUnavailable: Redis did not answer.
     """
+    shown: Limits = {}
+    for one in await read_left(redis, tenant, limits, now_s * 1000):
+        if unit_of(one.dimension) == "nanousd":
+            shown[one.dimension] = BudgetLeft(
+                limit_usd=usd(one.limit),
+                period=one.period.partition(":")[0],
+                spent_usd=usd(one.used),
+                reserved_usd=usd(one.reserved),
+                remaining_usd=usd(one.remaining),
+                resets_at=one.resets_at_s,
+            )
+        else:
+            resets_at = one.resets_at_s or (None if one.level is None else now_s - (-one.full_in_ms // 1000))
+            shown[one.dimension] = LimitLeft(limit=one.limit, remaining=one.remaining, resets_at=resets_at)
+    return shown
+
+
+async def read_left(
+    redis: Redis | None, tenant: str, limits: LimitsSpec, now_ms: int, *, scopes: Sequence[Scope] = ()
+) -> list[Left]:
+    """How the tenant's own limits stand, then those of each of `scopes`; all of them whole without a Redis. Takes
+    nothing and renews nothing.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+    """
+    keys, now_s = TenantKeys(tenant), now_ms // 1000
     period = period_at(limits.budget_period, now_s, limits.time_zone)
+    budget = () if limits.budget_usd is None else (_budget(limits.budget_usd, period, keys),)
+    accounts = [
+        _Account("", "enforce", keys.limits, limits, (*budget, *_counters(limits, now_s, limits.time_zone, keys, "")))
+    ]
+    for scope in scopes:
+        state = f"{SHARED_PREFIX}scope:{scope.name}" if scope.name.startswith("@") else f"{keys.limits}:{scope.name}"
+        counters = _counters(scope.limits, now_s, scope.time_zone, keys, f"{scope.name}:")
+        accounts.append(_Account(scope.label, scope.mode, state, scope.limits, counters))
+    stored = map(_whole, accounts) if redis is None else await _read(redis, accounts, keys, now_ms)
+    return [
+        one
+        for account, account_stored in zip(accounts, stored, strict=True)
+        for one in _left(account, account_stored, now_ms)
+    ]
+
+
+class _Counter(NamedTuple):
+    """A limit that begins anew: where Redis counts it, in which fields."""
+
+    dimension: Dimension
+    limit: int
+    period: str
+    end_s: int
+    key: str
+    fields: tuple[str, str]
+
+
+class _Account(NamedTuple):
+    """What one scope limits: `state` is where its rates and what runs of it are counted."""
+
+    scope: str
+    mode: RuleMode
+    state: str
+    limits: RulesSpec
+    counters: Sequence[_Counter]
+
+
+class _Stored(NamedTuple):
+    """What Redis has of an account; `used` is used and reserved of each of its counters."""
+
+    levels: Sequence[bytes | None]
+    running: int
+    held: int
+    used: Sequence[tuple[int, int]]
+
+
+_RATES: Final[tuple[Dimension, ...]] = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "input_tokens_per_minute",
+    "output_tokens_per_minute",
+)
+_MONEY: Final = ("spent", "reserved")
+
+
+def _budget(budget_usd: Decimal, period: Period, keys: TenantKeys) -> _Counter:
+    limit = nanousd_of_usd(budget_usd)
+    return _Counter("budget_usd", limit, period.name, period.end_s, keys.budget(period.name), _MONEY)
+
+
+def _counters(limits: RulesSpec, now_s: int, time_zone: str, keys: TenantKeys, of: str) -> list[_Counter]:
+    return [
+        _Counter(
+            window.dimension,
+            window.limit,
+            window.name.removeprefix(of),
+            window.end_s,
+            f"{SHARED_PREFIX}window:{window.name}" if window.name.startswith("@") else keys.window(window.name),
+            ("tokens", "tokens_reserved") if window.dimension == "tokens_per_day" else _MONEY,
+        )
+        for window in windows_at(limits, now_s, time_zone, of=of)
+    ]
+
+
+def _whole(account: _Account) -> _Stored:
+    return _Stored([None] * len(_RATES), 0, 0, [(0, 0)] * len(account.counters))
+
+
+async def _read(redis: Redis, accounts: Sequence[_Account], keys: TenantKeys, now_ms: int) -> list[_Stored]:
     pipeline = redis.pipeline(transaction=False)
-    windows = windows_at(limits, now_s, limits.time_zone)
-    pipeline.hmget(keys.limits, "requests", "tokens", "input", "output", "held")
-    pipeline.zcount(keys.leases, f"({now_s * 1000}", "+inf")
-    pipeline.hmget(keys.budget(period.name), "spent", "reserved")
-    for window in windows:
-        counted = ("tokens", "tokens_reserved") if window.dimension == "tokens_per_day" else ("spent", "reserved")
-        pipeline.hmget(keys.window(window.name), *counted)
+    pipeline.zcount(keys.leases, f"({now_ms}", "+inf")
+    pipeline.hget(keys.limits, "slices")
+    for account in accounts:
+        pipeline.hmget(account.state, "requests", "tokens", "input", "output", "running", "held")
+        for counter in account.counters:
+            pipeline.hmget(counter.key, *counter.fields)
     try:
-        buckets, running, money, *used = await pipeline.execute()
+        leases, slices, *told = await pipeline.execute()
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis did not answer: {error}") from error
-    *levels, held = cast(list[bytes | None], buckets)
-    spent, reserved = (int(amount or 0) for amount in cast(list[bytes | None], money))
-    left: Limits = {}
-    per_minute = {
-        "requests_per_minute": limits.requests_per_minute,
-        "tokens_per_minute": limits.tokens_per_minute,
-        "input_tokens_per_minute": limits.input_tokens_per_minute,
-        "output_tokens_per_minute": limits.output_tokens_per_minute,
-    }
-    for (name, limit), stored in zip(per_minute.items(), levels, strict=True):
-        if limit is not None:
-            left[name] = _bucket_left(limit, stored, now_s)
+    read = iter(cast(list[list[bytes | None]], told))
+    found = []
+    for account in accounts:
+        *levels, running, held = next(read)
+        used = [(int(spent or 0), int(reserved or 0)) for spent, reserved in (next(read) for _ in account.counters)]
+        runs = int(running or 0) if account.scope or account.mode != "enforce" else max(0, leases - int(slices or 0))
+        found.append(_Stored(levels, runs, int(held or 0), used))
+    return found
+
+
+def _left(account: _Account, stored: _Stored, now_ms: int) -> Iterator[Left]:
+    """The account's limits, those that it has."""
+    limits = account.limits
+    of = partial(Left, scope=account.scope, mode=account.mode)
+    for name, level in zip(_RATES, stored.levels, strict=True):
+        if (limit := getattr(limits, name)) is not None:
+            yield of(dimension=name, limit=limit, level=_level(limit, level, now_ms))
     if limits.concurrent_tokens is not None:
-        remaining = max(0, limits.concurrent_tokens - int(held or 0))
-        left["concurrent_tokens"] = LimitLeft(limit=limits.concurrent_tokens, remaining=remaining, resets_at=None)
+        yield of(dimension="concurrent_tokens", limit=limits.concurrent_tokens, reserved=stored.held)
     if limits.concurrent_requests is not None:
-        remaining = max(0, limits.concurrent_requests - cast(int, running))
-        left["concurrent_requests"] = LimitLeft(limit=limits.concurrent_requests, remaining=remaining, resets_at=None)
-    if limits.budget_usd is not None:
-        budget = nanousd_of_usd(limits.budget_usd)
-        left["budget_usd"] = _budget_left(budget, limits.budget_period, spent, reserved, period.end_s)
-    for window, amounts in zip(windows, cast(list[list[bytes | None]], used), strict=True):
-        spent, reserved = (int(amount or 0) for amount in amounts)
-        if window.dimension == "tokens_per_day":
-            remaining = max(0, window.limit - spent - reserved)
-            left[window.dimension] = LimitLeft(limit=window.limit, remaining=remaining, resets_at=window.end_s)
-        else:
-            kind = window.name.partition(":")[0]
-            left[window.dimension] = _budget_left(window.limit, kind, spent, reserved, window.end_s)
-    return left
+        yield of(dimension="concurrent_requests", limit=limits.concurrent_requests, reserved=stored.running)
+    for counter, (used, reserved) in zip(account.counters, stored.used, strict=True):
+        yield of(
+            dimension=counter.dimension,
+            limit=counter.limit,
+            used=used,
+            reserved=reserved,
+            period=counter.period,
+            resets_at_s=counter.end_s,
+        )
 
 
-def _budget_left(budget: int, period: str, spent: int, reserved: int, end_s: int) -> BudgetLeft:
-    return BudgetLeft(
-        limit_usd=usd(budget),
-        period=period,
-        spent_usd=usd(spent),
-        reserved_usd=usd(reserved),
-        remaining_usd=usd(max(0, budget - spent - reserved)),
-        resets_at=end_s,
-    )
-
-
-def _bucket_left(limit: int, stored: bytes | None, now_s: int) -> LimitLeft:
-    """As account.lua would find it now."""
-    capacity = limit * UNITS_PER_ONE
-    level = capacity
-    if stored is not None:
-        level_then, at_ms, _ = (int(part) for part in stored.split())
-        level = min(capacity, level_then + max(0, now_s * 1000 - at_ms) * limit)
-    full_in_ms = -(-(capacity - level) // limit) if limit else 0
-    return LimitLeft(limit=limit, remaining=max(0, level // UNITS_PER_ONE), resets_at=now_s - (-full_in_ms // 1000))
+def _level(limit: int, stored: bytes | None, now_ms: int) -> int:
+    """In 1/60000, as account.lua would find it now."""
+    capacity = limit * UNIT
+    if stored is None:
+        return capacity
+    level_then, at_ms, _ = (int(part) for part in stored.split())
+    return min(capacity, level_then + max(0, now_ms - at_ms) * limit)

@@ -126,7 +126,7 @@ async def report(
     seconds = BUCKET_SECONDS[query.bucket]
     starts = range(query.from_s // seconds * seconds, query.end_s, seconds)[: query.limit]
     names = [keys.usage(query.bucket, start) for start in starts]
-    left = await read_limits(redis, keys, limits, now_s) if limits is not None else {}
+    left = await read_limits(redis, tenant, limits, now_s) if limits is not None else {}
     counts = await field_counts(redis, names)
     shown = first_that_fit(counts, fields_max)
     slots: list[dict[int, int]] = [{} for _ in range(shown)]

@@ -169,7 +169,8 @@ async def test_waits_are_told_of_the_served_and_of_those_who_waited_in_vain(
     waited = json.loads((await mtok("why", vain.headers["x-request-id"], "--json")).stdout)
     assert 0 < waited["queued_ms"] <= waited["ended_after_ms"]
     assert waited["ended_after_ms"] > 200, "it waited until its time was over"
-    assert lines(await mtok("why", answers[0].headers["x-request-id"]))["queued"] == "not at all"
+    at_once = json.loads((await mtok("why", answers[0].headers["x-request-id"], "--json")).stdout)
+    assert at_once["queued_ms"] < 50, "nobody was before it"
     told = lines(await mtok("why", answers[1].headers["x-request-id"]))
     assert told["decided"] == "It was served."
     assert told["queued"].startswith("for ")

@@ -10,7 +10,7 @@ from gateway.errors import RefusedBy
 RATE = RefusedBy(dimension="tokens_per_minute", limit=1000, asked=800, remaining=300, retry_after_ms=30_000)
 BUDGET = RefusedBy(
     dimension="usd_per_day",
-    scope="key:acme-ci",
+    scope="key acme-ci",
     limit=5_000_000_000,
     asked=250_000_000,
     remaining=100_000_000,
@@ -18,7 +18,7 @@ BUDGET = RefusedBy(
     retry_after_ms=1000,
 )
 QUEUE = RefusedBy(dimension="max_wait_s", scope="class", limit=2000, asked=4500, retry_after_ms=5200)
-LENGTH = RefusedBy(dimension="max_input_tokens", scope="model:tiny", limit=3000, asked=3500)
+LENGTH = RefusedBy(dimension="max_input_tokens", scope="model tiny", limit=3000, asked=3500)
 REQUESTS = RefusedBy(dimension="requests_per_minute", limit=1, asked=1, remaining=0, retry_after_ms=400)
 
 
@@ -38,7 +38,7 @@ REQUESTS = RefusedBy(dimension="requests_per_minute", limit=1, asked=1, remainin
         (LENGTH, "max_input_tokens of model tiny is 3000 tokens, and the request has or asks for 3500 tokens."),
         (REQUESTS, "requests_per_minute of the tenant is 1 request: 0 requests left, 1 request asked."),
         (
-            RefusedBy(dimension="models", scope="model:gpt:4"),
+            RefusedBy(dimension="models", scope="model gpt:4"),
             "There is no model gpt:4 here, or the tenant may not use it.",
         ),
     ],

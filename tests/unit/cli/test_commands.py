@@ -29,6 +29,7 @@ COMMANDS = [
     ["doctor"],
     *(["keys", name] for name in ("create", "list", "rotate", "revoke")),
     ["policy", "check"],
+    ["policy", "explain"],
     ["policy", "diff"],
     ["price", "quote"],
 ]
@@ -147,6 +148,24 @@ def test_price_quote_as_json_has_amounts_as_strings() -> None:
     }
 
 
+EXPLAIN = ["policy", "explain", "--policies", "policies", "--model", "tiny", "--prompt-tokens", "9"]
+
+
+def test_policy_explain_without_a_redis_takes_every_limit_as_whole() -> None:
+    """Exit code 0 where it would be served, 1 where not; JSON has all that the table has."""
+    served = mtok(*EXPLAIN, "--tenant", "acme", "--at", "2026-11-25T10:00:00Z")
+    assert served.exit_code == 0
+    assert served.stdout.splitlines()[-1] == "SERVED"
+    assert "month:2026-11, begins anew 2026-12-01 00:00:00 UTC" in served.stdout
+    assert "as if nobody had used them: no Redis was named" in served.stdout
+    refused = mtok(*EXPLAIN[:-1], "3001", "--tenant", "acme", "--json")
+    assert refused.exit_code == 1
+    told = json.loads(refused.stdout)
+    assert (told["object"], told["served"], told["limits"]) == ("policy.explanation", False, "whole")
+    assert (told["decided_by"]["dimension"], told["decided_by"]["limit"]) == ("max_input_tokens", 3000)
+    assert told["would_pass"] == ["a prompt of at most 3000 tokens", "max_input_tokens of at least 3001 tokens"]
+
+
 RATE = ["--output-tokens-per-second", "100"]
 
 
@@ -176,6 +195,11 @@ RATE = ["--output-tokens-per-second", "100"]
             ["simulate", "--port", "9001", "--context", "999999999"],
             "mtok: profile 'h200-llama-8b' cannot be changed so: a context of 999999999 tokens does not fit",
         ),
+        ([*EXPLAIN, "--tenant", "acne"], "mtok: no tenant is named 'acne'; there are acme"),
+        ([*EXPLAIN, "--tenant", "acme", "--at", "noon"], "mtok: --at is 'noon'; send Unix seconds"),
+        ([*EXPLAIN, "--tenant", "acme", "--redis-url", "http://h"], "mtok: --redis-url: "),
+        ([*EXPLAIN, "--tenant", "acme", "--redis-url", "redis://127.0.0.1:1"], "mtok: Redis does not answer; is its"),
+        (["why", "r", "--start", "yesterday"], "mtok: start is 'yesterday'; send Unix seconds"),
         (["serve"], "Missing option '--policies'"),
         (["serv"], "No such command 'serv'. Did you mean 'serve'?"),
     ],

@@ -23,6 +23,7 @@ from gateway.context import (
     questions,
     surely_fits,
 )
+from gateway.errors import RefusedBy
 from gateway.policy import ClassSpec, ContextSpec, KeySpec, LimitsSpec, ModelSpec, TenantSpec
 from gateway.wire import Endpoint, RequestView, parse
 
@@ -370,3 +371,30 @@ def test_tools_and_calls_are_bounded_as_templates_write_them(tools: list[Any], a
     view = parse(Endpoint.CHAT, json.dumps(body, separators=separators, ensure_ascii=False).encode())
     written = json.dumps(tools, indent=4, ensure_ascii=False) + json.dumps(arguments, ensure_ascii=False)
     assert len(written.encode()) + 700 <= most(view).total
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"output_max": 10}, RefusedBy(dimension="max_output_tokens", limit=10, asked=20)),
+        (
+            {"input_max": 30, "input_of": "key ci"},
+            RefusedBy(dimension="max_input_tokens", scope="key ci", limit=30, asked=40),
+        ),
+        (
+            {"total_max": 50, "total_of": "class c"},
+            RefusedBy(dimension="max_total_tokens", scope="class c", limit=50, asked=60),
+        ),
+        ({"context": 59}, RefusedBy(dimension="context_tokens", scope="model tiny", limit=59, asked=60)),
+    ],
+)
+def test_the_refusal_keeps_the_rule_and_its_numbers(limits: dict[str, Any], kept: RefusedBy) -> None:
+    """For whoever asks why: 40 tokens of a prompt and an answer of 20."""
+    view = RequestView(endpoint=Endpoint.CHAT, model="tiny", prompt=b"", output_tokens=20)
+    refused = check(
+        view,
+        PromptSize(total=40, longest=40, exact=True),
+        ContextLimits(**{"context": None, "input_max": None, "output_max": None} | limits),
+    )
+    assert refused is not None
+    assert refused.refused_by == kept

@@ -1,0 +1,166 @@
+"""`mtok policy explain`: what would happen to a request, rule by rule."""
+
+# ruff: noqa: PLC0415 - see _app.py: what imports redis or a server is imported by the command that needs it
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from gateway.errors import Refusal
+from gateway.policy import Policies, PolicyError, load
+
+from ._words import FAILED, MISUSED, fail, moment, settings, table
+
+if TYPE_CHECKING:  # the room imports redis; a help page should not
+    from redis.asyncio import Redis
+
+    from gateway.admission import Explanation, Left, Question, Rule
+
+_ENVIRONMENT = (
+    "Environment: MTOK_REDIS_URL says which Redis knows what is left; it is only read. Unset, every limit is taken as"
+    " whole."
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(epilog=_ENVIRONMENT)(explain)
+
+
+def explain(  # noqa: PLR0917 - options have names on the command line
+    policies: Annotated[Path, typer.Option(help="Directory of policy documents.", metavar="DIR")],
+    tenant: Annotated[str, typer.Option(help="Who asks.")],
+    model: Annotated[str, typer.Option(help="For which model, by name or alias.")],
+    prompt_tokens: Annotated[int, typer.Option(help="How long the prompt is.", min=1, max=2**24)],
+    max_tokens: Annotated[
+        int | None, typer.Option(help="The longest answer the client asks for; without it none is named.", min=1)
+    ] = None,
+    key: Annotated[str, typer.Option(help="Public id of the key, for limits of its own.", metavar="ID")] = "",
+    at: Annotated[
+        str, typer.Option(help="When: now, 1h (ago), Unix seconds or RFC 3339; also to come.", metavar="TIME")
+    ] = "now",
+    redis_url: Annotated[
+        str | None, typer.Option(help="Where to read what is left, instead of MTOK_REDIS_URL.", metavar="URL")
+    ] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(help="The engines' context, where the policies do not say it.", min=1)
+    ] = None,
+    bytes_per_token: Annotated[int, typer.Option(help="Of the prompt; 4 is English.", min=1, max=768)] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every number.")] = False,
+) -> None:
+    """Say what would happen to a request: each rule in order with its numbers, what decides, what would pass.
+
+    It is a chat of one prompt and one answer. How long it would wait for a replica is not said: that depends on what
+    else is on its way.
+
+    Exit codes: 0 it would be served, 1 refused, 2 that could not be told.
+
+    Example: mtok policy explain --policies . --tenant acme --model m --prompt-tokens 9
+    """
+    from gateway.admission import Question
+    from gateway.admission import explain as explained
+    from gateway.usage import parse_time
+
+    try:
+        loaded = load(policies)
+    except PolicyError as error:
+        fail(f"the policies cannot be used:\n{error}", MISUSED)
+    if tenant not in loaded.tenants:
+        fail(f"no tenant is named {tenant[:100]!r}; there are {', '.join(loaded.tenants) or 'none'}", MISUSED)
+    at_s = parse_time("--at", moment(at, now_s=int(time.time())))
+    if isinstance(at_s, Refusal):
+        fail(at_s.message, MISUSED)
+    question = Question(
+        tenant=tenant,
+        model=model,
+        prompt_tokens=prompt_tokens,
+        now_ms=at_s * 1000,
+        max_tokens=max_tokens,
+        key=key,
+        context_tokens=context_tokens,
+        bytes_per_token=bytes_per_token,
+    )
+    url = redis_url or settings().redis_url
+    found = explained(loaded, question, _left(loaded, question, url))
+    if as_json:
+        told = {"object": "policy.explanation", "at_s": at_s, "limits": "left" if url else "whole"}
+        told |= msgspec.to_builtins(found)
+        typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+    else:
+        typer.echo(_shown(found, question, is_read=bool(url)))
+    if not found.served:
+        raise typer.Exit(FAILED)
+
+
+def _left(policies: Policies, question: Question, url: str | None) -> list[Left]:
+    """How the limits stand, in the Redis at `url`."""
+    from gateway.store import StoreUnavailable, client
+    from gateway.usage import read_left
+
+    tenant, model = policies.tenants[question.tenant], policies.model_named(question.model)
+    if model is None:
+        return []
+    scopes = policies.scopes_of(tenant, question.key, model.name).others
+
+    async def read(redis: Redis | None) -> list[Left]:
+        return await read_left(redis, tenant.name, tenant.limits, question.now_ms, scopes=scopes)
+
+    async def read_at(address: str) -> list[Left]:
+        async with client(address) as redis:
+            return await read(redis)
+
+    try:
+        return asyncio.run(read(None) if url is None else read_at(url))
+    except StoreUnavailable:
+        fail("Redis does not answer; is its address right?", MISUSED)
+    except ValueError as error:
+        fail(f"--redis-url: {error}", MISUSED)
+
+
+def _shown(found: Explanation, question: Question, *, is_read: bool) -> str:
+    from gateway.admission import amount
+
+    def number(rule: Rule, value: int | None) -> str:
+        return "" if value is None else amount(rule.dimension, value)
+
+    rows = [
+        (
+            rule.step,
+            rule.dimension,
+            rule.scope or "the tenant",
+            *(number(rule, value) for value in (rule.limit, rule.remaining, rule.asked)),
+            _verdict(rule, is_decisive=rule is found.decided_by),
+        )
+        for rule in found.rules
+    ]
+    lines = [table(("STEP", "RULE", "OF", "LIMIT", "LEFT", "ASKED", ""), rows, right=(3, 4, 5)), ""]
+    as_read = "as Redis has them" if is_read else "as if nobody had used them: no Redis was named"
+    lines.append(f"At {_utc(question.now_ms // 1000)}, policies {found.policy}, limits {as_read}.")
+    if found.served:
+        lines.append("SERVED")
+    else:
+        lines += [f"REFUSED: {found.code}. {found.message}", *(f"Would pass: {way}" for way in found.would_pass)]
+    return "\n".join(lines)
+
+
+def _verdict(rule: Rule, *, is_decisive: bool) -> str:
+    from gateway.admission import amount, seconds
+
+    said = {None: "", True: "passes", False: "REFUSES" if is_decisive else "refuses"}[rule.passes]
+    parts = [said, rule.text]
+    if rule.reserved and rule.remaining is not None:
+        parts.append(f"{amount(rule.dimension, rule.reserved)} held")
+    if rule.retry_after_ms is not None:
+        parts.append(f"passes in {seconds(rule.retry_after_ms)}")
+    if rule.resets_at_s is not None:
+        parts.append(f"begins anew {_utc(rule.resets_at_s)}")
+    return ", ".join(part for part in parts if part)
+
+
+def _utc(time_s: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
