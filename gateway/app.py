@@ -31,6 +31,7 @@ from gateway.sharing import Sharing
 from gateway.store import client
 from gateway.telemetry import Metrics, Telemetry, Tracing
 from gateway.tenants import KeyDirectory
+from gateway.unmatched import RuleWatch
 from gateway.usage_pages import LiveUsage, UsagePages
 from gateway.wire import Endpoint
 
@@ -96,7 +97,7 @@ class Gateway:
     def _limits_of(self, tenant: str) -> LimitsSpec:
         return self._policies.limits_of(tenant)
 
-    def _apply(self, policies: Policies, lifecycle: Lifecycle, watch: Watch) -> None:
+    def _apply(self, policies: Policies, lifecycle: Lifecycle, watch: Watch, rules: RuleWatch) -> None:
         """Puts new policies in force, between two requests. How the ledger keeps usage stays as it was at the start."""
         if policies.ledger != self._policies.ledger:
             log.warning("the `ledger` section has changed: but for tags and users that needs a restart")
@@ -107,6 +108,7 @@ class Gateway:
         lifecycle.apply(policies)
         lifecycle.telemetry.metrics.show_policy(policies.version)
         watch.use(tenants=policies.tenants, prices=policies.prices)
+        rules.use(policies)
 
     @asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
@@ -140,6 +142,8 @@ class Gateway:
                 show=lambda audit: _show(metrics, audit),
             )
             await stack.enter_async_context(watch)
+            rules = RuleWatch(redis, policies, now_ms=clock.now_ms, show=metrics.show_unmatched)
+            await stack.enter_async_context(rules)
             dispatcher = Dispatcher(clock.now_ms)
             dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
             stack.callback(dispatching.cancel)
@@ -189,7 +193,7 @@ class Gateway:
                 )
                 await stack.enter_async_context(sink)
             if self._directory is not None:
-                reloader = Reloader(self._directory, policies, lambda new: self._apply(new, lifecycle, watch))
+                reloader = Reloader(self._directory, policies, lambda new: self._apply(new, lifecycle, watch, rules))
                 reloading = asyncio.create_task(reloader.run(), name="policies")
                 stack.callback(reloading.cancel)
                 metrics.before_flush(lambda: metrics.policy_failed.set(bool(reloader.failed)))

@@ -33,6 +33,7 @@ from ._problems import PolicyError, Problem
 from ._rules import check_name
 from ._schema import json_schema
 from ._scopes import NO_SCOPES, Scope, ScopeKind, Scopes
+from ._unmatched import Match, RuleName, Unmatched
 
 __all__ = [
     "NO_SCOPES",
@@ -48,6 +49,7 @@ __all__ = [
     "KeySpec",
     "LedgerSpec",
     "LimitsSpec",
+    "Match",
     "ModelSpec",
     "Policies",
     "PolicyError",
@@ -55,6 +57,7 @@ __all__ = [
     "Problem",
     "ReplicaSpec",
     "RuleMode",
+    "RuleName",
     "RulesSpec",
     "Scope",
     "ScopeKind",
@@ -66,6 +69,7 @@ __all__ = [
     "StoreFailure",
     "TagsSpec",
     "TenantSpec",
+    "Unmatched",
     "check_name",
     "check_public_id",
     "differences",

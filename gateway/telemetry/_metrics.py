@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -145,6 +145,14 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._policy = ""
+        self._rule_unmatched = Gauge(
+            "mtok_policy_rule_unmatched",
+            "1 for what the policies name and no request has matched for a day; looked at once a day by one worker.",
+            ("kind", "name"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._unmatched: set[tuple[str, str]] = set()
         self.replica_in_flight = Gauge(
             "mtok_replica_requests_in_flight",
             "Requests at the replica from here.",
@@ -269,6 +277,13 @@ class Metrics:
             self._policy_info.labels(self._policy).set(0)
         self._policy_info.labels(version).set(1)
         self._policy = version
+
+    def show_unmatched(self, rules: Iterable[tuple[str, str]]) -> None:
+        """These are the rules, by kind and name, that nothing matches."""
+        now = set(rules)
+        for rule in self._unmatched | now:
+            self._rule_unmatched.labels(*rule).set(rule in now)
+        self._unmatched |= now
 
     def before_flush(self, refresh: Callable[[], None]) -> None:
         """Has `refresh` set gauges just before they are passed on."""

@@ -1,6 +1,7 @@
 """What have I used? A tenant's usage by time and everything it can be split by, and what is left of its limits."""
 
 from ._limits import BudgetLeft, LimitLeft, Limits, read_left, read_limits
+from ._matches import matches_since_yesterday
 from ._organization import Kind, OrganizationQuery, organization_page, parse_organization_query
 from ._parameters import parse_time
 from ._query import BUCKETS_MAX, GROUP_KEYS, TAG_PREFIX, UsageQuery, kept_days, parse_query
@@ -52,6 +53,7 @@ __all__ = [
     "kept_days",
     "last_entry",
     "list_requests",
+    "matches_since_yesterday",
     "next_events",
     "organization_page",
     "parse_organization_query",
