@@ -8,17 +8,20 @@ import msgspec
 from redis.asyncio import Redis
 
 from gateway import refusals
+from gateway.admission import Left, unit_of, usd
 from gateway.endpoints import Content
 from gateway.errors import Refused
 from gateway.lifecycle import Lifecycle
 from gateway.overview import LimitState, State, gather
+from gateway.policy import LimitsSpec, Policies, Scope
 from gateway.relay import Message
 from gateway.store import StoreUnavailable
 from gateway.tenants import key_of_header
-from gateway.usage import BudgetLeft, Limits, read_limits, read_running
+from gateway.usage import read_left, read_running
 
 log = logging.getLogger(__name__)
 
+SHARED_KINDS = ("group", "model", "fleet")
 LIMITS_SHOWN_MAX = 100
 """Tenants whose limits are read for one answer, those with the most requests: each takes an exchange with Redis."""
 
@@ -29,6 +32,7 @@ class AdminPages:
     def __init__(self, lifecycle: Lifecycle, redis: Redis) -> None:
         self._lifecycle = lifecycle
         self._redis = redis
+        self._scopes: tuple[Policies | None, list[Scope]] = None, []
 
     async def state(self, scope: Message) -> Content:
         """`GET /admin/state`: tenants, queues, limits, replicas and their knees, over all workers of this gateway."""
@@ -59,16 +63,38 @@ class AdminPages:
         for tenant, count in (await read_running(self._redis, list(state.tenants), state.at_ms)).items():
             state.tenants[tenant].running = count
         busiest = sorted(state.tenants, key=lambda name: -state.tenants[name].requests)[:LIMITS_SHOWN_MAX]
-        for tenant in busiest:
-            limits = policies.limits_of(tenant)
-            left = await read_limits(self._redis, tenant, limits, state.at_ms // 1000)
-            state.tenants[tenant].limits = _shown(left)
+        for name in busiest:
+            spec = policies.tenants.get(name)
+            own = () if spec is None else policies.scopes_of(spec, "", "").others
+            scopes = [scope for scope in own if scope.kind == "tenant"]
+            left = await read_left(self._redis, name, policies.limits_of(name), state.at_ms, scopes=scopes)
+            state.tenants[name].limits = {f"{one.dimension}{_mode(one)}": _shown(one) for one in left}
+        if shared := self._shared_scopes(policies):
+            any_tenant = next(iter(policies.tenants))
+            for one in await read_left(self._redis, any_tenant, LimitsSpec(), state.at_ms, scopes=shared):
+                state.shared.setdefault(f"{one.scope}{_mode(one)}", {})[one.dimension] = _shown(one)
+
+    def _shared_scopes(self, policies: Policies) -> list[Scope]:
+        """Those of groups, models and the fleet, kept until policies change."""
+        known, scopes = self._scopes
+        if known is not policies:
+            met = {
+                scope.name: scope
+                for tenant in policies.tenants.values()
+                for model in policies.models
+                for scope in policies.scopes_of(tenant, "", model).others
+                if scope.kind in SHARED_KINDS
+            }
+            scopes = [*met.values()]
+            self._scopes = policies, scopes
+        return scopes
 
 
-def _shown(left: Limits) -> dict[str, LimitState]:
-    return {
-        name: LimitState(one.limit_usd, one.remaining_usd, is_usd=True, resets_at=one.resets_at)
-        if isinstance(one, BudgetLeft)
-        else LimitState(str(one.limit), str(one.remaining), resets_at=one.resets_at)
-        for name, one in left.items()
-    }
+def _mode(left: Left) -> str:
+    return "" if left.mode == "enforce" else f" ({left.mode})"
+
+
+def _shown(left: Left) -> LimitState:
+    if unit_of(left.dimension) == "nanousd":
+        return LimitState(usd(left.limit), usd(left.remaining), is_usd=True, resets_at=left.resets_at_s)
+    return LimitState(str(left.limit), str(left.remaining), resets_at=left.resets_at_s or None)

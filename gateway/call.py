@@ -141,7 +141,7 @@ class Reservation:
             raise Refused(refusals.JOURNAL_AWAY) from error
         self._call.headers += ratelimit_headers(decision)
         if isinstance(decision, Denial):
-            self._telemetry.metrics.count_denial(self._call.tenant, decision.dimension)
+            self._telemetry.metrics.count_denial(self._call.tenant, decision.scope_kind, decision.dimension)
             raise Refused(refusal(decision))
         self._lease = decision.lease
         self._call.admitted_ms = self._clock.now_ms()

@@ -112,3 +112,8 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     resets_at_s: int = 0
     scope: str = ""
     notes: tuple[Note, ...] = ()
+
+    @property
+    def scope_kind(self) -> str:
+        """What `scope` is one of: tenant, key, group, model or fleet."""
+        return {"": "tenant", "the fleet": "fleet"}.get(self.scope) or self.scope.partition(" ")[0]

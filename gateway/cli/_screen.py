@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isinf
 
 from gateway.overview import Frame, LimitState, QueueRow, ReplicaRow, TenantRow
@@ -12,6 +12,7 @@ from ._words import table
 
 LIMITS_SHOWN = 3
 _TENANTS = ("TENANT", "REQ/S", "IN TOK/S", "OUT TOK/S", "USD/H", "RUNNING", "REFUSED/S", "LEFT OF LIMITS")
+_SHARED = ("SHARED", "LEFT OF LIMITS")
 _QUEUES = ("MODEL", "QUEUED", "WAITED/S", "P99 WAIT", "RETRIES")
 _REPLICAS = ("REPLICA", "HEALTHY", "RUNNING")
 _KNEE = {"sequences": "N", "prefill_tokens": "P", "kv_tokens": "K"}
@@ -20,7 +21,7 @@ _KNEE = {"sequences": "N", "prefill_tokens": "P", "kv_tokens": "K"}
 def draw(frame: Frame, where: str, *, width: int | None = None, height: int | None = None) -> list[str]:
     """At most `height` lines of at most `width` characters; None: as many as it takes. Where there are too many tenants
     the ones with the most to do stay."""
-    foot = [*_queues(frame.queues), *_replicas(frame.replicas)]
+    foot = [*_shared(frame.shared), *_queues(frame.queues), *_replicas(frame.replicas)]
     head = [_summary(frame, where), *(f"! {warning}" for warning in frame.warnings), ""]
     room = None if height is None else max(1, height - len(head) - len(foot) - 1)
     lines = [*head, *_tenants(frame.tenants, room), *foot]
@@ -59,8 +60,18 @@ def _tenant(row: TenantRow) -> tuple[str, ...]:
         f"{row.usd_per_hour:.2f}",
         "?" if row.running is None else str(row.running),
         ", ".join(f"{why} {rate:.1f}" for why, rate in row.refused.items()) or "-",
-        ", ".join(_left(name, limit) for name, limit in list(row.limits.items())[:LIMITS_SHOWN]) or "-",
+        _most_used(row.limits),
     )
+
+
+def _most_used(limits: Mapping[str, LimitState]) -> str:
+    return ", ".join(_left(name, limit) for name, limit in list(limits.items())[:LIMITS_SHOWN]) or "-"
+
+
+def _shared(limits: Mapping[str, Mapping[str, LimitState]]) -> list[str]:
+    if not limits:
+        return []
+    return ["", *table(_SHARED, [(of, _most_used(left)) for of, left in limits.items()]).split("\n")]
 
 
 def _left(name: str, limit: LimitState) -> str:

@@ -15,21 +15,33 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from gateway.context import UnsupportedTokenizer, load_tokenizer
 from gateway.policy import ModelSpec, Policies
 from gateway.settings import Settings
 from gateway.store import EmbeddedStoreFailed, StoreUnavailable, connect, durable
 
-from ._facts import Disk, LongPrompt, ReplicaFacts, StoreFacts
+from ._facts import Disk, LongPrompt, ReplicaFacts, StoreFacts, TokenizerFacts
 from ._findings import Finding
 from ._http import PROMPT, TIMEOUT_S, get, post
 from ._place import judge_place, judge_store
 from ._probe import probe
-from ._read import cards_of
-from ._replica import Wants, judge_replica, judge_replicas
+from ._read import cards_of, count_of
+from ._replica import Wants, judge_replica, judge_replicas, judge_tokenizer
 
 INFO_TIMEOUT_S: Final = 60.0
 """vLLM collects its environment for the first `/server_info`: 15 s where the cores are busy."""
 LOOKS: Final = 7
+TEXTS: Final = (
+    "The quick brown fox jumps over the lazy dog, doesn't it?",
+    "def f(x: int) -> str:\n    return f'{x:>08.3f}'\n\n\n",
+    "  leading,\ttabs   and trailing spaces   \r\n",
+    "3.14159265358979 20261125 0x1F600 1,000,000",
+    "Größe, naïve, Ελληνικά, русский, العربية, हिन्दी",
+    "今天天气很好。東京は晴れです。오늘은 맑아요.",
+    "emoji 😀👩‍💻🇩🇪 and e\u0301 combined",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa====----",
+)
+"""Where tokenizers differ: splitting, white space, digits, scripts, normalization, repetition."""
 _FEW = 3
 
 
@@ -60,7 +72,23 @@ async def _model(http: httpx.AsyncClient, policies: Policies, model: ModelSpec, 
                 facts[url] = msgspec.structs.replace(one, long_prompt=await _measure(http, url, model.name, one))
     named = {url.partition("://")[2]: one for url, one in facts.items()}
     findings = [finding for name, one in named.items() for finding in judge_replica(name, wants, one)]
-    return findings + judge_replicas(model.name, named)
+    findings += judge_replicas(model.name, named)
+    if model.tokenizer is not None:
+        healthy = next((url for url, one in facts.items() if one.health.status == 200), None)
+        findings += judge_tokenizer(model.name, await _tokenizer(http, model.tokenizer, healthy, model.name))
+    return findings
+
+
+async def _tokenizer(http: httpx.AsyncClient, path: str, url: str | None, model: str) -> TokenizerFacts:
+    try:
+        tokenizer = await asyncio.to_thread(load_tokenizer, Path(path))
+    except UnsupportedTokenizer as error:
+        return TokenizerFacts(path=path, error=str(error))
+    counts = []
+    for text in TEXTS if url is not None else ():
+        asked = {"model": model, "prompt": text, "add_special_tokens": False}
+        counts.append((text, tokenizer.count(text), count_of(await post(http, f"{url}/tokenize", asked))))
+    return TokenizerFacts(path=path, counts=tuple(counts))
 
 
 async def _measure(http: httpx.AsyncClient, url: str, model: str, facts: ReplicaFacts) -> LongPrompt | str:

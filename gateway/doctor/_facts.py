@@ -41,6 +41,15 @@ class ReplicaFacts(msgspec.Struct, frozen=True, kw_only=True):
     long_prompt: LongPrompt | str | None = None
 
 
+class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's `tokenizer.json`: why it cannot be used, or for some texts what it counts and what the engine does
+    (None: it did not say)."""
+
+    path: str
+    error: str = ""
+    counts: tuple[tuple[str, int, int | None], ...] = ()
+
+
 class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What Redis says of itself, or `error`. `synced` is whether WAITAOF answered that writes are on its disk, None
     where it cannot tell. `ahead_ms` is how far its clock is ahead of the one here, known to within `within_ms`."""

@@ -14,7 +14,7 @@ import msgspec
 from gateway.fleet import NoCounters, read_counters
 from gateway.policy import ModelSpec, Policies
 
-from ._facts import LongPrompt, ReplicaFacts
+from ._facts import LongPrompt, ReplicaFacts, TokenizerFacts
 from ._findings import Finding, Report
 from ._read import (
     Page,
@@ -122,6 +122,33 @@ def judge_replicas(model: str, facts: Mapping[str, ReplicaFacts]) -> list[Findin
     return report.findings
 
 
+def judge_tokenizer(model: str, facts: TokenizerFacts) -> list[Finding]:
+    """Whether a model's prompts can be counted in the gateway."""
+    report = Report(model)
+    if facts.error:
+        report.add(
+            "warning",
+            "tokenizer",
+            f"{facts.path} cannot be used: {facts.error}; its engine counts prompts instead",
+            "the path of the model's own tokenizer.json, or no tokenizer in the policy",
+        )
+        return report.findings
+    compared = [one for one in facts.counts if one[2] is not None]
+    wrong = next((one for one in compared if one[1] != one[2]), None)
+    if wrong is not None:
+        text, here, engine = wrong
+        report.add(
+            "warning",
+            "tokenizer",
+            f"{facts.path} counts {here} tokens in {text[:40]!r}, its engine {engine}: it is another model's; "
+            "the engine counts prompts instead",
+            "the path of the tokenizer.json that the engine was started with",
+        )
+    elif compared:
+        report.good("tokenizer", f"{facts.path} counts as the engine does, in {len(compared)} texts")
+    return report.findings
+
+
 def _version(report: Report, facts: ReplicaFacts) -> None:
     told = version_of(facts.version)
     if told is None:
@@ -210,7 +237,12 @@ def _state(report: Report, page: Page, longest: int | None) -> None:
         report.add("error", "awake", "sleeps: its weights are not loaded", "POST /wake_up to it")
     cache = page.cache
     if cache is None:
-        report.add("note", "prefix-cache", "does not tell its cache's settings (vllm:cache_config_info)")
+        report.add(
+            "warning",
+            "prefix-cache",
+            "does not tell its cache's settings (vllm:cache_config_info): resident tokens are not bounded there",
+            "let vllm:cache_config_info through, and start it without --disable-log-stats",
+        )
     elif cache.get("enable_prefix_caching") != "True":
         report.add(
             "warning",

@@ -36,7 +36,7 @@ class QueueRow(msgspec.Struct, kw_only=True):
 
 
 class ReplicaRow(msgspec.Struct, kw_only=True):
-    """A replica: requests there, and load and limit of each quantity of its knee."""
+    """A replica: requests there, and load and limit of each quantity of its knee that is bounded."""
 
     replica: str
     healthy: bool
@@ -45,11 +45,13 @@ class ReplicaRow(msgspec.Struct, kw_only=True):
 
 
 class Frame(msgspec.Struct, kw_only=True):
-    """One picture: `seconds` are between the two states. Tenants with the most to do come first."""
+    """One picture: `seconds` are between the two states. Tenants with the most to do come first, and of limits the
+    fullest."""
 
     at_ms: int
     seconds: float
     tenants: list[TenantRow]
+    shared: dict[str, dict[str, LimitState]]
     queues: list[QueueRow]
     replicas: list[ReplicaRow]
     warnings: list[str]
@@ -70,7 +72,13 @@ def frame(before: State, now: State) -> Frame:
     ]
     replicas = [_replica_row(name, replica) for name, replica in sorted(now.replicas.items())]
     return Frame(
-        at_ms=now.at_ms, seconds=seconds, tenants=tenants, queues=queues, replicas=replicas, warnings=now.warnings
+        at_ms=now.at_ms,
+        seconds=seconds,
+        tenants=tenants,
+        shared={of: _fullest_first(limits) for of, limits in now.shared.items()},
+        queues=queues,
+        replicas=replicas,
+        warnings=now.warnings,
     )
 
 
@@ -88,8 +96,12 @@ def _tenant_row(name: str, before: TenantState, now: TenantState, seconds: float
         usd_per_hour=_grown(before.cost_usd, now.cost_usd) / seconds * 3600,
         running=now.running,
         refused=dict(sorted(((why, rate) for why, rate in refused.items() if rate), key=lambda one: -one[1])),
-        limits=dict(sorted(now.limits.items(), key=lambda one: (_free(one[1]), one[0]))),
+        limits=_fullest_first(now.limits),
     )
+
+
+def _fullest_first(limits: dict[str, LimitState]) -> dict[str, LimitState]:
+    return dict(sorted(limits.items(), key=lambda one: (_free(one[1]), one[0])))
 
 
 def _free(limit: LimitState) -> Decimal:
@@ -121,5 +133,5 @@ def _quantile(waits: list[tuple[float | None, float]]) -> float | None:
 
 
 def _replica_row(name: str, now: ReplicaState) -> ReplicaRow:
-    knee = {quantity: (now.load.get(quantity, 0.0), limit) for quantity, limit in now.limits.items()}
+    knee = {quantity: (now.load.get(quantity, 0.0), limit) for quantity, limit in now.limits.items() if limit}
     return ReplicaRow(replica=name, healthy=now.healthy, in_flight=int(now.in_flight), knee=knee)

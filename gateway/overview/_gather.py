@@ -47,7 +47,7 @@ def _of_tenant(tenant: TenantState, name: str, labels: Mapping[str, str], value:
         if labels["status"] == "refused" and code not in LIMIT_CODES:
             tenant.refused[code] = tenant.refused.get(code, 0) + value
     elif name == "mtok_denied_requests_total":
-        limit = labels["limit"]
+        limit = labels["limit"] if labels["scope"] == "tenant" else f"{labels['scope']} {labels['limit']}"
         tenant.refused[limit] = tenant.refused.get(limit, 0) + value
     elif name == "mtok_tokens_total" and labels["kind"] in _TOKENS:
         field = _TOKENS[labels["kind"]]

@@ -11,8 +11,8 @@ _Key = TypeVar("_Key")
 
 
 class LimitState(msgspec.Struct, frozen=True):
-    """What is left of a limit: exact decimals, of dollars where `is_usd`. `resets_at` (Unix seconds) is when all of it
-    is there again, None when that depends on running requests."""
+    """What is left of a limit: exact decimals, of dollars where `is_usd`. `resets_at` (Unix seconds) is when
+    it begins anew, None where it refills or depends on running requests."""
 
     limit: str
     left: str
@@ -53,11 +53,13 @@ class ReplicaState(msgspec.Struct, kw_only=True):
 
 
 class State(msgspec.Struct, kw_only=True):
-    """Everything at `at_ms` (Unix). `policies_sha256` names the policies in force; `warnings` are for people."""
+    """Everything at `at_ms` (Unix). `policies_sha256` names the policies in force; `shared` are the limits that tenants
+    share, by whose they are; `warnings` are for people."""
 
     at_ms: int
     policies_sha256: str
     tenants: dict[str, TenantState] = {}
+    shared: dict[str, dict[str, LimitState]] = {}
     models: dict[str, ModelState] = {}
     replicas: dict[str, ReplicaState] = {}
     warnings: list[str] = []

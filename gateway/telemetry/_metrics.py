@@ -93,8 +93,8 @@ class Metrics:
         )
         self.denied = Counter(
             "mtok_denied_requests",
-            "Requests refused by a limit, by which one.",
-            ("tenant", "limit"),
+            "Requests refused by a limit, by which one: of the tenant, its key or group, the model or the fleet.",
+            ("tenant", "scope", "limit"),
             registry=registry,
         )
         self.tokens = Counter(
@@ -268,7 +268,7 @@ class Metrics:
         self.running = 0
         """Requests being relayed, as a plain number."""
         self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}
-        self._denied: Tally[tuple[str, str]] = Tally()
+        self._denied: Tally[tuple[str, str, str]] = Tally()
         self._before_flush: list[Callable[[], None]] = []
 
     def show_policy(self, version: str) -> None:
@@ -305,17 +305,17 @@ class Metrics:
             tally.ttft.add(event.first_token_ms - event.arrived_ms)
             tally.seconds.add(event.ended_ms - event.arrived_ms)
 
-    def count_denial(self, tenant: str, limit: str) -> None:
-        """Counts one request that a limit refused; `count` counts it too."""
-        self._denied[tenant, limit] += 1
+    def count_denial(self, tenant: str, scope: str, limit: str) -> None:
+        """Counts one request that a limit refused, of a scope of that kind; `count` counts it too."""
+        self._denied[tenant, scope, limit] += 1
 
     def flush(self) -> None:
         """Passes on what has been counted, for other workers to show; call it about once a second."""
         self.in_flight.set(self.running)
         for tally in self._tallies.values():
             tally.flush()
-        for (tenant, limit), count in self._denied.items():
-            self.denied.labels(tenant, limit).inc(count)
+        for labels, count in self._denied.items():
+            self.denied.labels(*labels).inc(count)
         self._denied.clear()
         for refresh in self._before_flush:
             refresh()

@@ -15,9 +15,15 @@ async def read_running(redis: Redis, tenants: Sequence[str], now_ms: int) -> dic
     """Requests that run, by tenant, in one exchange with Redis. Raises `StoreUnavailable`."""
     pipeline = redis.pipeline(transaction=False)
     for tenant in tenants:
-        pipeline.zcount(TenantKeys(tenant).leases, f"({now_ms}", "+inf")
+        keys = TenantKeys(tenant)
+        pipeline.zcount(keys.leases, f"({now_ms}", "+inf")
+        pipeline.hget(keys.limits, "slices")  # leases that only extend another
     try:
-        counts = cast(list[int], await pipeline.execute())
+        answers = cast(list[int | bytes | None], await pipeline.execute())
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis did not answer: {error}") from error
-    return dict(zip(tenants, counts, strict=True))
+    leases, slices = answers[::2], answers[1::2]
+    return {
+        tenant: max(0, int(count or 0) - int(extending or 0))
+        for tenant, count, extending in zip(tenants, leases, slices, strict=True)
+    }

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from loadtest.processes import mtok
-from tests.real.conftest import CONTEXT_TOKENS, MODEL, Engine
+from tests.real.conftest import CONTEXT_TOKENS, INSTALLED, MODEL, Engine
 
 TIMEOUT_S = 300.0
 
@@ -41,7 +41,8 @@ def doctor(place: Path, engines: tuple[Engine, Engine], *options: str, **model: 
 
 def test_vllm_with_the_flags_of_the_documentation_is_good(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
     """All that Mtok relies on is found in what vLLM really answers, and a long prompt is measured."""
-    code, findings = doctor(tmp_path, engines, "--probe", context_tokens=CONTEXT_TOKENS)
+    tokenizer = str(INSTALLED / "model" / "tokenizer.json")
+    code, findings = doctor(tmp_path, engines, "--probe", context_tokens=CONTEXT_TOKENS, tokenizer=tokenizer)
     assert code == 0, [one for one in findings if one["severity"] != "good"]
     good = {
         *("health", "version", "model", "context", "counters", "prefix-cache", "usage", "running-usage"),
@@ -50,6 +51,7 @@ def test_vllm_with_the_flags_of_the_documentation_is_good(engines: tuple[Engine,
     for engine in engines:
         found = {one["check"] for one in findings if one["where"] == engine.name and one["severity"] == "good"}
         assert found >= good, engine.name
+    assert ("tokenizer", "good") in {(one["check"], one["severity"]) for one in findings}
     measured = next(one["finding"] for one in findings if one["check"] == "long-prompts")
     tokens = int(measured.split("prompt of ")[1].split()[0])
     assert 0.6 * CONTEXT_TOKENS < tokens < CONTEXT_TOKENS

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
+from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
@@ -16,7 +17,17 @@ from gateway.overview import LimitState, State
 from loadtest.processes import free_port
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Engine, recording
-from tests.integration.gateway.serving import ADMIN_KEY, ASKED, CHAT, Served, StoppedClock, eventually, key_of, policies
+from tests.integration.gateway.serving import (
+    ADMIN_KEY,
+    ASKED,
+    CHAT,
+    Served,
+    StoppedClock,
+    eventually,
+    key_of,
+    policies,
+    serve,
+)
 from tests.integration.gateway.test_workers import two_workers
 from tests.integration.gateway.wire_client import connect
 
@@ -47,6 +58,24 @@ async def test_the_state_shows_tenants_limits_queues_and_replicas(engine: Engine
     assert (replica.healthy, replica.in_flight) == (True, 0)
     assert replica.limits["sequences"] == 64
     assert state.policies_sha256 == served.lifecycle.policies.sha256
+
+
+async def test_the_state_shows_what_tenants_share(
+    engine: Engine, tmp_path: Path, redis: Redis, valkey_url: str
+) -> None:
+    """Limits of a group, and a soft one of the fleet; who is refused by the group's is told so."""
+    engine.script = recording("chat").script()
+    document = policies(engine, tenant={"group": "labs"})
+    document["groups"] = {"labs": {"limits": {"requests_per_minute": 2, "usd_per_day": 1}}}
+    document["fleet"] = {"limits": {"concurrent_requests": {"limit": 50, "mode": "soft"}}}
+    async with serve(document, tmp_path / "policies", redis, valkey_url, clock=StoppedClock()) as served:
+        assert [(await served.post()).status for _ in range(3)] == [200, 200, 429]
+        await served.booked()
+        state = await state_of(served)
+    assert state.tenants["acme"].refused == {"group requests_per_minute": 1}
+    assert state.shared["group labs"]["requests_per_minute"].left == "0"
+    assert state.shared["group labs"]["usd_per_day"].left == "0.999975"
+    assert state.shared["the fleet (soft)"]["concurrent_requests"].left == "50"
 
 
 async def test_what_runs_is_shown_while_it_runs(engine: Engine, start: Start) -> None:

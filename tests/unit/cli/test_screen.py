@@ -29,6 +29,7 @@ def picture(**changes: object) -> Frame:
         "at_ms": 1_795_000_000_000,
         "seconds": 2.0,
         "tenants": [ROW],
+        "shared": {"group labs": {"usd_per_day": {"limit": "10", "left": "2.5", "is_usd": True}}},
         "queues": [{"model": "tiny", "queued": 3, "waited": 4.5, "wait_p99_s": 0.25, "retries": 0.125}],
         "replicas": [
             {"replica": "a:1", "healthy": True, "in_flight": 8, "knee": {"sequences": (8, 64)}},
@@ -58,6 +59,7 @@ def test_a_picture_shows_tenants_queues_and_replicas() -> None:
         "12",
         "%",
     ]
+    assert "group labs  usd_per_day $2.50/10.00" in lines
     assert next(line for line in lines if line.startswith("a:1")).split() == ["a:1", "yes", "8", "8/64"]
     assert next(line for line in lines if line.startswith("b:1")).split() == ["b:1", "NO", "0", "-"]
 

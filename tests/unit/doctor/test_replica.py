@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.doctor import Answer, LongPrompt, ReplicaFacts, judge_replica, judge_replicas
+from gateway.doctor import (
+    Answer,
+    LongPrompt,
+    ReplicaFacts,
+    TokenizerFacts,
+    judge_replica,
+    judge_replicas,
+    judge_tokenizer,
+)
 from gateway.doctor._probe import measured
 from gateway.doctor._replica import Wants
 from gateway.policy import load
@@ -303,6 +311,23 @@ tenants:
     assert Wants.of(policies, policies.models["batch"]) == Wants(
         model="batch", context_tokens=4096, itl_ms=80, itl_class="slow", bands=1
     )
+
+
+def test_a_tokenizer_is_compared_with_the_engines() -> None:
+    """One text that differs is enough; what the engine did not count says nothing."""
+
+    def found(**facts: object) -> tuple[str, str]:
+        (one,) = judge_tokenizer("llama-8b", msgspec.convert({"path": "t.json", **facts}, TokenizerFacts))
+        return one.severity, one.finding
+
+    assert found(error="its model is Unigram")[0] == "warning"
+    assert found(counts=[("one", 1, 1), ("two", 2, None), ("three", 3, 3)]) == (
+        "good",
+        "t.json counts as the engine does, in 2 texts",
+    )
+    severity, finding = found(counts=[("one", 1, 1), ("two", 2, 3)])
+    assert (severity, finding[:47]) == ("warning", "t.json counts 2 tokens in 'two', its engine 3: ")
+    assert judge_tokenizer("llama-8b", TokenizerFacts(path="t.json")) == []
 
 
 _ANSWERS = st.builds(

@@ -54,8 +54,9 @@ def test_the_limit_with_the_least_left_comes_first() -> None:
         "budget_usd": LimitState("50", "5.000000001", is_usd=True),
         "concurrent_requests": LimitState("0", "0"),
     }
-    (row,) = frame(state(0), state(1, tenants=tenant(limits=limits))).tenants
-    assert list(row.limits) == ["concurrent_requests", "budget_usd", "tokens_per_minute"]
+    picture = frame(state(0), state(1, tenants=tenant(limits=limits), shared={"the fleet": limits}))
+    assert list(picture.shared["the fleet"]) == list(picture.tenants[0].limits)
+    assert list(picture.tenants[0].limits) == ["concurrent_requests", "budget_usd", "tokens_per_minute"]
 
 
 def test_who_has_the_most_to_do_comes_first() -> None:
@@ -97,6 +98,7 @@ def test_metrics_become_a_state() -> None:
     """Sums over models and endpoints; refusals by a limit are told by the limit alone, others by their code."""
     labels = {"tenant": "acme", "model": "tiny", "endpoint": "/v1/chat/completions"}
     refused = labels | {"status": "refused"}
+    denied = {"tenant": "acme"}
     knee = {"replica": "a:1", "quantity": "sequences"}
     got = gather(
         [
@@ -104,7 +106,8 @@ def test_metrics_become_a_state() -> None:
             ("mtok_requests_total", labels | {"status": "ok", "code": "", "model": "big"}, 2),
             ("mtok_requests_total", refused | {"code": "rate_limit_exceeded"}, 3),
             ("mtok_requests_total", refused | {"code": "overloaded"}, 1),
-            ("mtok_denied_requests_total", {"tenant": "acme", "limit": "tokens_per_minute"}, 3),
+            ("mtok_denied_requests_total", denied | {"scope": "tenant", "limit": "tokens_per_minute"}, 2),
+            ("mtok_denied_requests_total", denied | {"scope": "group", "limit": "usd_per_day"}, 1),
             ("mtok_tokens_total", labels | {"kind": "input"}, 100),
             ("mtok_tokens_total", labels | {"kind": "output", "model": "big"}, 8),
             ("mtok_requests_created", labels | {"status": "ok", "code": ""}, 1.7e9),
@@ -127,7 +130,7 @@ def test_metrics_become_a_state() -> None:
     )
     acme = got.tenants["acme"]
     assert (acme.requests, acme.input_tokens, acme.output_tokens, acme.cost_usd) == (11, 100, 8, 0.5)
-    assert acme.refused == {"overloaded": 1, "tokens_per_minute": 3}
+    assert acme.refused == {"overloaded": 1, "tokens_per_minute": 2, "group usd_per_day": 1}
     assert got.replicas == {
         "a:1": ReplicaState(healthy=True, in_flight=4, limits={"sequences": 64}, load={"sequences": 4}),
         "b:1": ReplicaState(),
@@ -155,3 +158,10 @@ def test_several_gateways_are_added_up() -> None:
     )
     assert both.models["tiny"] == ModelState(queued=2, waits=[(0.5, 2), (None, 4)], attempts={"first": 8})
     assert both.warnings == ["the gateways have different policies"]
+
+
+def test_a_quantity_without_a_bound_is_not_shown() -> None:
+    """K, where the engine does not tell its cache."""
+    replica = ReplicaState(limits={"sequences": 64, "kv_tokens": 0}, load={"sequences": 3, "kv_tokens": 900})
+    (row,) = frame(state(0), state(1, replicas={"a:1": replica})).replicas
+    assert row.knee == {"sequences": (3, 64)}
