@@ -123,8 +123,15 @@ def test_cached_tokens_that_are_not_told_cost_money(is_priced: bool, severity: s
     assert only_streams.finding.startswith("does not tell cached_tokens in streams")
 
 
-def test_usage_only_at_the_end_of_a_stream_is_a_warning() -> None:
-    found = severities(facts(stream=answer("stream_usage")))
+@pytest.mark.parametrize(
+    "stream",
+    [
+        answer("stream_usage"),
+        answer("stream_cont", ('{"prompt_tokens":9,"total_tokens":11,"completion_tokens":2}', "null")),
+    ],
+)
+def test_usage_that_is_not_in_every_piece_of_a_stream_is_a_warning(stream: Answer) -> None:
+    found = severities(facts(stream=stream))
     assert (found["running-usage"], "usage" in found) == ("warning", False)
 
 
