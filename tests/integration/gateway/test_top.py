@@ -109,12 +109,12 @@ async def test_only_the_administrator_sees_it(engine: Engine, start: Start) -> N
 async def test_top_draws_it(engine: Engine, start: Start) -> None:
     """One picture and the end; what keeps it from being drawn is one line and exit code 1."""
     engine.script = recording("chat").script()
-    served = await start(engine, limits={"requests_per_minute": 60})
+    served = await start(engine, clock=StoppedClock(), limits={"requests_per_minute": 60})
     await served.post()
     url = f"http://127.0.0.1:{served.port}"
     drawn = await top("--url", url, "--admin-key", ADMIN_KEY)
     assert (drawn.exit_code, f"{engine.name}  yes" in drawn.stdout) == (0, True), drawn.output
-    assert "requests_per_minute 5" in next(line for line in drawn.stdout.split("\n") if line.startswith("acme"))
+    assert "requests_per_minute 59/60" in next(line for line in drawn.stdout.split("\n") if line.startswith("acme"))
     told = await top("--url", url, "--admin-key", ADMIN_KEY, "--json")
     assert json.loads(told.stdout)["tenants"][0]["tenant"] == "acme"
     forbidden = await top("--url", url, "--admin-key", served.key)
