@@ -43,11 +43,19 @@ class Call:
     admitted_ms: int = 0
     first_token_ms: int = 0
     queued_ms: int = 0
+    asked_input_tokens: int = 0
+    asked_output_tokens: int = 0
     traceparent: str = ""
     user: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     failed_attempts: tuple[FailedAttempt, ...] = ()
     headers: Headers = field(default_factory=list)
+
+    def permitted(self, model: str, policy: str, input_tokens: int, output_tokens: int | None) -> None:
+        """It is for a model its tenant may use, by the policies of this version, with about such a prompt and an answer
+        no longer than that."""
+        self.model, self.policy = model, policy
+        self.asked_input_tokens, self.asked_output_tokens = input_tokens, output_tokens or 0
 
     def answer_headers(self) -> Headers:
         """What every answer to this call carries. Anthropic's SDK looks for its own name of the request id."""
@@ -86,6 +94,8 @@ class Call:
             policy=self.policy,
             queued_ms=self.queued_ms,
             refused_by=outcome.refused_by,
+            asked_input_tokens=0 if metered.usage.input_tokens else self.asked_input_tokens,
+            asked_output_tokens=self.asked_output_tokens,
         )
 
 

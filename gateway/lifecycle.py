@@ -142,7 +142,7 @@ class Lifecycle:
                     call.tenant, now_ms, user=view.user, metadata=view.metadata, headers=given
                 )
             model = self._permit(identity.tenant, view.model)
-            call.model, call.policy = model.spec.name, self.policies.version
+            call.permitted(model.spec.name, self.policies.version, estimate(view).total, view.output_tokens)
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             prefixes, price = self._prefixes[model.spec.name], self.prices.get(model.spec.name)
             scopes = self.policies.scopes_of(identity.tenant, call.key, model.spec.name)

@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.admission import usd
 from gateway.metering import FailedAttempt, UsageEvent
+from gateway.wire import Usage
 
 from ._stream import StoredEvent
 
@@ -59,11 +60,13 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     failed_attempts: tuple[FailedAttempt, ...]
     corrects: str
     reason: str
+    asked_input_tokens: int
+    asked_output_tokens: int
 
 
 COLUMNS: Final = UsageRow.__struct_fields__
 
-_OF_USAGE: Final = tuple(name for name in COLUMNS if name.endswith("_tokens"))
+_OF_USAGE: Final = tuple(name for name in COLUMNS if name in Usage.__struct_fields__)
 _OF_EVENT: Final = tuple(name for name in COLUMNS if name in UsageEvent.__struct_fields__)
 
 

@@ -36,7 +36,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expected, since vLLM tells it only at the end. `samples` is how often the engine counted the input: once per sample,
     at least. `user` and `tags` are what the client's request said of itself, for splitting usage. `policy` is the
     version of the policies that decided on it, `refused_by` the rule of theirs that refused it; `queued_ms` is how long
-    it waited for a replica with room.
+    it waited for a replica with room. `asked_output_tokens` is the longest answer that its client allowed, 0: it named
+    none; `asked_input_tokens` is what its prompt was taken for where it was refused before anybody counted it.
 
     An answer that was cut may have cost the engine more than was delivered and billed: at most `undelivered_input_max`
     tokens more than `usage.input_tokens` × `samples`, and `undelivered_output_max` more than `usage.output_tokens`.
@@ -73,3 +74,5 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     policy: str = ""
     queued_ms: int = 0
     refused_by: RefusedBy | None = None
+    asked_input_tokens: int = 0
+    asked_output_tokens: int = 0

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from ._documents import Policies
+from ._limits import RuleSpec, ScopeLimitsSpec
 from ._numbers import plain
 from ._problems import Steps, dotted, is_like_secret
-from ._shapes import Field, ListOf, MapOf, Number, Record, Shape, Text
+from ._shapes import Field, ListOf, MapOf, Number, Record, Rule, Shape, Text
 from ._table import DOCUMENT
 
 if TYPE_CHECKING:
@@ -68,7 +69,21 @@ def _of_named(steps: Steps, item: Record, old: Mapping[str, object], new: Mappin
 
 
 def _value(of: object, name: str, field: Field) -> object:
+    if isinstance(field.shape, Rule):
+        return _rule(of, name)
     return getattr(of, field.attribute or name)
+
+
+def _rule(of: object, name: str) -> RuleSpec | None:
+    """A limit as it would be written; loading has put it where its mode belongs."""
+    assert isinstance(of, ScopeLimitsSpec)
+    limit, mode = getattr(of, name), "enforce"
+    soft, audit = (None if rules is None else getattr(rules, name, None) for rules in (of.soft, of.audit))
+    if limit is None:
+        limit, mode = soft, "soft"
+    if limit is None:
+        return None if audit is None else RuleSpec(limit=audit, mode="audit")
+    return RuleSpec(limit=limit, mode="enforce" if mode == "enforce" else "soft", candidate=audit)
 
 
 def _defaults(value: object) -> Mapping[str, object]:
@@ -95,6 +110,7 @@ def _shown(shape: Shape, value: object) -> str | None:
     """The value as a document would have it on one line; records without what is left to its default."""
     if value is None:
         return None
+    text: str | None
     match shape:
         case Record():
             defaults = _defaults(value)
@@ -103,13 +119,18 @@ def _shown(shape: Shape, value: object) -> str | None:
                 for name, field in shape.fields.items()
                 if (said := _value(value, name, field)) is not None and said != defaults.get(field.attribute or name)
             )
-            return "{" + ", ".join(parts) + "}"
+            text = "{" + ", ".join(parts) + "}"
         case ListOf():
             items = cast("tuple[object, ...]", value)
-            return "[" + ", ".join(_shown(shape.item, item) or "" for item in items) + "]"
+            text = "[" + ", ".join(_shown(shape.item, item) or "" for item in items) + "]"
         case Text(secret=True):
-            return "(hidden)" if is_like_secret(str(value)) else str(value)
+            text = "(hidden)" if is_like_secret(str(value)) else str(value)
+        case Rule():
+            limit = cast(RuleSpec, value)
+            is_plain = limit.mode == "enforce" and limit.candidate is None
+            text = _shown(shape.number, limit.limit) if is_plain else _shown(shape.record, limit)
         case Number():
-            return plain(value) if isinstance(value, Decimal) else str(value)
+            text = plain(value) if isinstance(value, Decimal) else str(value)
         case _:
-            return str(value)
+            text = str(value)
+    return text

@@ -21,6 +21,8 @@ Sizes = tuple[int, int, int]
 class Arrival(msgspec.Struct, gc=False, kw_only=True):
     """One request. The names are those of `mtok usage export --format jsonl`, whose lines can be read as they are; what
     else is in them is not looked at. `arrived_ms` is Unix milliseconds; `input_tokens` includes the cached ones.
+    `asked_output_tokens` is the client's own bound, 0 where it named none; `asked_input_tokens` is what a prompt was
+    taken for that nobody counted.
     """
 
     arrived_ms: int
@@ -32,6 +34,8 @@ class Arrival(msgspec.Struct, gc=False, kw_only=True):
     input_tokens: int = 0
     input_cached_tokens: int = 0
     output_tokens: int = 0
+    asked_input_tokens: int = 0
+    asked_output_tokens: int = 0
 
 
 _decoder = msgspec.json.Decoder(Arrival)
@@ -50,6 +54,8 @@ def arrival_of(event: UsageEvent) -> Arrival:
         input_tokens=usage.input_tokens,
         input_cached_tokens=usage.input_cached_tokens,
         output_tokens=usage.output_tokens,
+        asked_input_tokens=event.asked_input_tokens,
+        asked_output_tokens=event.asked_output_tokens,
     )
 
 
@@ -69,8 +75,8 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[Arrival]:
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """Arrivals in the order in which they came. Of those whose sizes are not known `imputed` have the sizes of another
-    request of their tenant, or of anybody; `left_out` came to no model, or nobody's sizes are known."""
+    """Arrivals in the order in which they came. Of those that nobody counted `imputed` have the answer, and where even
+    that is not known the prompt, of another request; `left_out` came to no model, or nobody's sizes are known."""
 
     arrivals: list[Arrival]
     imputed: int
@@ -78,9 +84,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepared(found: Iterable[Arrival], *, seed: int = 0) -> Prepared:
-    """Sorts them and gives a size to those that were refused before anything was counted: that of a request that was
-    served, drawn from the same tenant's for the same model, else from the tenant's, else from all of them. Corrections
-    are no requests. The same seed draws the same."""
+    """Sorts them and gives sizes to those that were refused before anything was counted: those of a request that was
+    served, drawn from the same tenant's for the same model, else from the tenant's, else from all of them; where its
+    prompt was estimated that stays, and an answer is no longer than its client allowed. Corrections are no requests.
+    The same seed draws the same."""
     arrivals: list[Arrival] = []
     unknown: list[Arrival] = []
     known: defaultdict[tuple[str, str], list[Sizes]] = defaultdict(list)
@@ -108,12 +115,21 @@ def prepared(found: Iterable[Arrival], *, seed: int = 0) -> Prepared:
     for one in unknown:
         pool = known.get((one.tenant, one.model)) or known.get((one.tenant, "")) or known.get(("", ""))
         if pool is not None:
-            one.input_tokens, one.input_cached_tokens, one.output_tokens = dice.choice(pool)
+            _impute(one, dice.choice(pool))
             imputed += 1
     if imputed < len(unknown):
         left_out += len(unknown)
         arrivals = [one for one in arrivals if one.input_tokens]
     return Prepared(arrivals=arrivals, imputed=imputed, left_out=left_out)
+
+
+def _impute(one: Arrival, sizes: Sizes) -> None:
+    one.input_tokens, one.input_cached_tokens, one.output_tokens = sizes
+    if one.asked_input_tokens:
+        one.input_cached_tokens = one.input_cached_tokens * one.asked_input_tokens // one.input_tokens
+        one.input_tokens = one.asked_input_tokens
+    if one.asked_output_tokens:
+        one.output_tokens = min(one.output_tokens, one.asked_output_tokens)
 
 
 def _when(one: Arrival) -> tuple[int, str, str]:

@@ -121,7 +121,8 @@ class _World:
         line.hold(terms.itl_ms)
         output_tokens = 0
         if request.generates:
-            output_tokens = self._predictor.output_tokens(arrival.tenant, line.model, None)
+            asked = arrival.asked_output_tokens or None
+            output_tokens = self._predictor.output_tokens(arrival.tenant, line.model, asked)
         work = request.work = Work(
             id=str(request.number),
             tenant=arrival.tenant,

@@ -46,7 +46,14 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         if not endpoint.computes:
             return 0
         tokens = arrival.input_tokens
-        view = RequestView(endpoint=endpoint, model="", prompt=b"", prompt_tokens=tokens, longest_tokens=tokens)
+        view = RequestView(
+            endpoint=endpoint,
+            model="",
+            prompt=b"",
+            prompt_tokens=tokens,
+            longest_tokens=tokens,
+            output_tokens=arrival.asked_output_tokens or None,
+        )
         size = estimate(view)
         if not surely_fits(view, limits) and (refusal := check(view, size, limits)) is not None:
             return refusal.code
@@ -59,12 +66,14 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         if not self.endpoint.computes:
             return Ask(str(number), 0, 0)
         limits, tokens = self.tenant.limits, arrival.input_tokens
-        likely = min(most, LIKELY_OUTPUT_TOKENS)
-        if limits.tokens_per_minute is not None:
-            likely = max(0, min(likely, limits.tokens_per_minute - tokens))
-        likely_output = likely
-        if limits.output_tokens_per_minute is not None:
-            likely_output = min(likely, limits.output_tokens_per_minute)
+        likely = likely_output = most
+        if not arrival.asked_output_tokens:
+            likely = min(most, LIKELY_OUTPUT_TOKENS)
+            if limits.tokens_per_minute is not None:
+                likely = max(0, min(likely, limits.tokens_per_minute - tokens))
+            likely_output = likely
+            if limits.output_tokens_per_minute is not None:
+                likely_output = min(likely, limits.output_tokens_per_minute)
         input_most = min(self.context_tokens, PROMPT_BYTES_PER_TOKEN * tokens + TEMPLATE_TOKENS)
         nanousd = 0
         if self.price is not None and self.scopes.is_budgeted:

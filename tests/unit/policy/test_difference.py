@@ -41,6 +41,18 @@ def test_each_changed_field_is_named_with_both_values(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_limit_does_is_part_of_it(tmp_path: Path) -> None:
+    """A limit that is only audited now, one that gets a candidate, and those of a group that is new."""
+    new = OLD.replace("requests_per_minute: 600", "requests_per_minute: {limit: 600, mode: soft, candidate: 300}")
+    new = new.replace("usd_per_day: 5", "usd_per_day: {limit: 5, mode: audit}")
+    new += "groups: {eu: {limits: {tokens_per_day: {limit: 1000, candidate: 900}}}}\n"
+    assert lines(tmp_path, OLD, new) == [
+        ("tenants.acme.keys.ci.limits.usd_per_day", "5", "{limit: 5, mode: audit}"),
+        ("tenants.acme.limits.requests_per_minute", "600", "{limit: 600, mode: soft, candidate: 300}"),
+        ("groups.eu", None, "{limits: {tokens_per_day: {limit: 1000, candidate: 900}}}"),
+    ]
+
+
 def test_tenants_replicas_and_keys_are_told_apart_by_name(tmp_path: Path) -> None:
     """Who came and who went is said whole; the order of replicas is no difference."""
     new = OLD.replace('{url: "http://127.0.0.1:9001"}, ', "").replace(

@@ -71,6 +71,16 @@ def test_the_refused_have_the_size_of_another_request_of_their_tenant() -> None:
     assert (ready.imputed, ready.left_out) == (3, 1)
 
 
+def test_a_refused_prompt_keeps_its_estimate_and_its_clients_bound() -> None:
+    """What was known of it stays: its prompt, with the cached part of the other's, and an answer within its bound."""
+    found = [
+        arrival(0, input_tokens=1000, input_cached_tokens=500, output_tokens=90),
+        arrival(1, input_tokens=0, asked_input_tokens=40, asked_output_tokens=16, status="refused"),
+    ]
+    refused = prepared(found).arrivals[1]
+    assert (refused.input_tokens, refused.input_cached_tokens, refused.output_tokens) == (40, 20, 16)
+
+
 def test_where_nothing_was_served_nothing_can_be_replayed() -> None:
     """No size is made up."""
     ready = prepared([arrival(0, input_tokens=0, output_tokens=0, status="refused")])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
-from gateway.policy import LimitsSpec
+from gateway.policy import GroupSpec, KeySpec, LimitsSpec, RulesSpec, ScopeLimitsSpec
 from gateway.replay import Arrival, Outcome, TenantOutcome, prepared, replay
 
 from .days import CHAT, PRICE, arrival, h200, poisson, policies
@@ -41,6 +42,29 @@ def test_a_budget_reserves_the_most_and_spends_what_was_used() -> None:
     assert (at_once.served, at_once.refused) == (1, {"usd_per_day": 4})
     in_turn = of_acme([arrival(number * 10_000) for number in range(5)], limits, price=PRICE)
     assert (in_turn.served, in_turn.refused, in_turn.cost_nanousd) == (3, {"usd_per_day": 2}, 3 * 100_000)
+
+
+def test_a_clients_own_bound_is_what_its_request_may_cost() -> None:
+    """With 50 tokens at most it may cost $0.000378: four at once fit a budget of $0.0016."""
+    limits = LimitsSpec(usd_per_day=Decimal("0.0016"), max_output_tokens=1000)
+    seen = of_acme([arrival(asked_output_tokens=50) for _ in range(5)], limits, price=PRICE)
+    assert (seen.served, seen.refused) == (4, {"usd_per_day": 1})
+
+
+def test_limits_of_a_group_a_key_and_an_audited_one_say_whose_they_are() -> None:
+    """Two tenants share two requests at once; one key has a minute of its own; what is audited only tells."""
+    audit = RulesSpec(requests_per_minute=1)
+    given = policies(acme=LimitsSpec(audit=audit), rival=LimitsSpec())
+    shared = GroupSpec(name="eu", limits=ScopeLimitsSpec(concurrent_requests=2))
+    key = KeySpec(id="ci", sha256="0" * 64, limits=ScopeLimitsSpec(requests_per_minute=1))
+    tenants = {name: replace(tenant, group="eu", keys=(key,)) for name, tenant in given.tenants.items()}
+    given = replace(given, groups={"eu": shared}, tenants=tenants)
+    day = [arrival(), arrival(tenant="rival"), arrival(tenant="rival")]
+    day += [arrival(20_000, key="ci"), arrival(20_000, key="ci")]
+    seen = replay(day, given, h200).tenants
+    assert seen["rival"].refused == {"concurrent_requests of group eu": 1}
+    assert seen["acme"].refused == {"requests_per_minute of key ci": 1}
+    assert seen["acme"].audited == {"requests_per_minute": 1}
 
 
 def test_a_day_ends_in_the_tenants_time_zone() -> None:
