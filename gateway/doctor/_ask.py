@@ -20,7 +20,7 @@ from gateway.policy import ModelSpec, Policies
 from gateway.settings import Settings
 from gateway.store import EmbeddedStoreFailed, StoreUnavailable, connect, durable
 
-from ._facts import Disk, LongPrompt, ReplicaFacts, StoreFacts, TokenizerFacts
+from ._facts import Answer, Disk, LongPrompt, ReplicaFacts, StoreFacts, TokenizerFacts
 from ._findings import Finding
 from ._http import PROMPT, TIMEOUT_S, get, post
 from ._place import judge_place, judge_store
@@ -30,6 +30,9 @@ from ._replica import Wants, judge_replica, judge_replicas, judge_tokenizer
 
 INFO_TIMEOUT_S: Final = 60.0
 """vLLM collects its environment for the first `/server_info`: 15 s where the cores are busy."""
+ANSWER_TIMEOUT_S: Final = 60.0
+"""A replica past its knee answers late."""
+REPLICAS_AT_ONCE: Final = 16
 LOOKS: Final = 7
 TEXTS: Final = (
     "The quick brown fox jumps over the lazy dog, doesn't it?",
@@ -46,37 +49,67 @@ _FEW = 3
 
 
 async def examine(policies: Policies, settings: Settings, *, measure: bool) -> list[Finding]:
-    """Everything that can be found out about this fleet. `measure`: a stream beside a long prompt, one replica of a
-    model after the other, which takes seconds of each one's time."""
+    """Everything that can be found out about this fleet. `measure`: a stream beside a long prompt, one replica after
+    the other, which takes seconds of each one's time."""
     store = await _store(settings)  # alone, since it is timed
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:
-        models = await asyncio.gather(
-            *(_model(http, policies, model, measure=measure) for model in policies.models.values())
-        )
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, limits=limits) as http:
+        turns = asyncio.Semaphore(REPLICAS_AT_ONCE)
+        models = [_Model(http, model, Wants.of(policies, model)) for model in policies.models.values()]
+        await asyncio.gather(*(model.ask(turns) for model in models))
+        if measure:
+            for model in models:
+                await model.measure()
+        tokenizers = [finding for model in models for finding in await model.judge_tokenizer()]
     disk = await asyncio.to_thread(_disk, settings.data_dir)
     has_admin_key, embedded = settings.admin_key_sha256 is not None, settings.redis_url is None
     return [
-        *(finding for found in models for finding in found),
+        *(finding for model in models for finding in model.judge()),
+        *tokenizers,
         *judge_store(store),
         *judge_place(disk, has_admin_key=has_admin_key, embedded=embedded),
     ]
 
 
-async def _model(http: httpx.AsyncClient, policies: Policies, model: ModelSpec, *, measure: bool) -> list[Finding]:
-    wants = Wants.of(policies, model)
-    asked = await asyncio.gather(*(_replica(http, replica.url, model.name) for replica in model.replicas))
-    facts = dict(zip((replica.url for replica in model.replicas), asked, strict=True))
-    if measure and wants.itl_ms is not None:
-        for url, one in facts.items():
-            if one.health.status == 200:
-                facts[url] = msgspec.structs.replace(one, long_prompt=await _measure(http, url, model.name, one))
-    named = {url.partition("://")[2]: one for url, one in facts.items()}
-    findings = [finding for name, one in named.items() for finding in judge_replica(name, wants, one)]
-    findings += judge_replicas(model.name, named)
-    if model.tokenizer is not None:
-        healthy = next((url for url, one in facts.items() if one.health.status == 200), None)
-        findings += judge_tokenizer(model.name, await _tokenizer(http, model.tokenizer, healthy, model.name))
-    return findings
+class _Model:
+    """A model's replicas, by url, and what they answered."""
+
+    def __init__(self, http: httpx.AsyncClient, spec: ModelSpec, wants: Wants) -> None:
+        self._http = http
+        self._spec = spec
+        self._wants = wants
+        self._facts: dict[str, ReplicaFacts] = {}
+
+    async def ask(self, turns: asyncio.Semaphore) -> None:
+        """All of them."""
+
+        async def one(url: str) -> None:
+            async with turns:
+                self._facts[url] = await _replica(self._http, url, self._spec.name)
+
+        self._facts = dict.fromkeys((replica.url for replica in self._spec.replicas), ReplicaFacts(health=Answer(0)))
+        await asyncio.gather(*map(one, self._facts))
+
+    async def measure(self) -> None:
+        """One after the other, so that nothing is measured beside another measurement."""
+        for url, facts in self._facts.items():
+            if facts.health.status == 200 and self._wants.itl_ms is not None:
+                measured = await _measure(self._http, url, self._spec.name, facts)
+                self._facts[url] = msgspec.structs.replace(facts, long_prompt=measured)
+
+    def judge(self) -> list[Finding]:
+        """Each of them, and what differs between them."""
+        named = {url.partition("://")[2]: facts for url, facts in self._facts.items()}
+        findings = [finding for name, facts in named.items() for finding in judge_replica(name, self._wants, facts)]
+        return findings + judge_replicas(self._spec.name, named)
+
+    async def judge_tokenizer(self) -> list[Finding]:
+        """Where the policy names one."""
+        path, name = self._spec.tokenizer, self._spec.name
+        if path is None:
+            return []
+        healthy = next((url for url, facts in self._facts.items() if facts.health.status == 200), None)
+        return judge_tokenizer(name, await _tokenizer(self._http, path, healthy, name))
 
 
 async def _tokenizer(http: httpx.AsyncClient, path: str, url: str | None, model: str) -> TokenizerFacts:
@@ -110,8 +143,14 @@ async def _replica(http: httpx.AsyncClient, url: str, model: str) -> ReplicaFact
         get(http, f"{url}/metrics"),
         get(http, f"{url}/version"),
         post(http, f"{url}/tokenize", {"model": model, "prompt": PROMPT}),
-        post(http, f"{url}/v1/completions", few, headers={"endpoint-load-metrics-format": "text"}),
-        post(http, f"{url}/v1/completions", streamed),
+        post(
+            http,
+            f"{url}/v1/completions",
+            few,
+            headers={"endpoint-load-metrics-format": "text"},
+            timeout_s=ANSWER_TIMEOUT_S,
+        ),
+        post(http, f"{url}/v1/completions", streamed, timeout_s=ANSWER_TIMEOUT_S),
         get(http, f"{url}/server_info?config_format=json", timeout_s=INFO_TIMEOUT_S),
     )
     return ReplicaFacts(
