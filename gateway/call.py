@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway import refusals
-from gateway.admission import Ask, Denial, Lease, ratelimit_headers, refusal
+from gateway.admission import (
+    HELD,
+    SLICE_TOKENS,
+    Ask,
+    Denial,
+    Grant,
+    Holding,
+    Lease,
+    output_left,
+    ratelimit_headers,
+    refusal,
+)
 from gateway.clock import Clock
+from gateway.context import PromptSize
 from gateway.errors import Refused, RefusedBy
 from gateway.meter import NOTHING, Meter, Metered
 from gateway.metering import FailedAttempt, JournalUnavailable, Ledger, Status, UsageEvent
@@ -19,9 +33,15 @@ from gateway.pricing import Price
 from gateway.relay import Headers
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
-from gateway.wire import Endpoint
+from gateway.wire import Endpoint, StreamScanner, Usage
 
 log = logging.getLogger(__name__)
+
+SHORTER_TRIES = 4
+"""Between two of them others may take what was left: then there is less."""
+HOLD_WAIT_S = 2.0
+"""How long a stream stands still in all for money that others hold and may not use, before it ends."""
+HOLD_AGAIN_S = 0.1
 
 POLICY = b"x-mtok-policy"
 """The header by which every answer says which policies decided on it: their version."""
@@ -120,9 +140,10 @@ class Reservation:
         call: Call,
         tenant: TenantSpec,
         scopes: Scopes,
-        ask: Ask,
+        holding: Holding,
         price: Price | None,
         *,
+        count_prompt: Callable[[], Awaitable[PromptSize | None]],
         meter: Meter,
         ledger: Ledger,
         telemetry: Telemetry,
@@ -132,17 +153,31 @@ class Reservation:
         self._call = call
         self._tenant = tenant
         self._scopes = scopes
-        self._ask = ask
+        self._holding = holding
+        self._count_prompt = count_prompt
         self._price = price
         self._ledger = ledger
         self._telemetry = telemetry
         self._clock = clock
         self._lease: Lease | None = None
+        self._slices: list[Lease] = []
+        self._held_nanousd = self._held_tokens = 0
+        self._stood_s = 0.0
+
+    @property
+    def extends(self) -> bool:
+        """Whether it holds more as the answer grows: then nothing goes to the client before `cover` has said so."""
+        return self._holding.extends
+
+    @property
+    def output_cap(self) -> int | None:
+        """What each answer has to be cut to by its engine, since no more could be held for it; None: nothing."""
+        return self._holding.output_cap
 
     async def __aenter__(self) -> Reservation:
         """Raises `Refused`: 429 for a limit, 503 while limits cannot be checked."""
         try:
-            decision = await self._ledger.reserve(self._tenant, self._ask, self._scopes)
+            decision = await self._reserve()
         except StoreUnavailable as error:
             log.warning("nothing can be reserved: %s", error)
             raise Refused(refusals.STORE_AWAY) from error
@@ -154,10 +189,76 @@ class Reservation:
             self._telemetry.metrics.count_denial(self._call.tenant, decision.scope_kind, decision.dimension)
             raise Refused(refusal(decision))
         self._lease = decision.lease
+        self._held_nanousd, self._held_tokens = decision.lease.nanousd, self._holding.input_most
+        self._held_tokens += self._holding.output_held
         self._call.admitted_ms = self._clock.now_ms()
         self._ledger.watch(self._lease, self.snapshot)
         self._telemetry.metrics.running += 1
         return self
+
+    async def _reserve(self) -> Grant | Denial:
+        """Asks for the most it can use. Where that is refused and a smaller hold is as safe, asks for that: once the
+        prompt has been counted, and for a shorter answer where the policy wants that."""
+        decision = await self._ledger.reserve(self._tenant, self._holding.ask(self._call.id), self._scopes)
+        if not (isinstance(decision, Denial) and decision.dimension in HELD):
+            return decision
+        if self._holding.is_worth_counting(decision) and (size := await self._count_prompt()) is not None:
+            self._holding = self._holding.counted(size)
+            self.meter.counted(size)
+            decision = await self._ledger.reserve(self._tenant, self._holding.ask(self._call.id), self._scopes)
+        for _ in range(SHORTER_TRIES):
+            shorter = self._holding.affordable(decision) if isinstance(decision, Denial) else None
+            if shorter is None:
+                break
+            self._holding = shorter
+            decision = await self._ledger.reserve(self._tenant, shorter.ask(self._call.id), self._scopes)
+        return decision
+
+    async def cover(self, scanner: StreamScanner) -> bool:
+        """Whether what the stream has got to is held, so that it may go to the client; holds more for it if need be.
+
+        Waits up to `HOLD_WAIT_S` for what others hold and may not use. Raises `StoreUnavailable`.
+        """
+        usage = scanner.usage() or Usage()
+        # An engine that does not count as it goes may have generated anything by its first event.
+        needed = usage.output_tokens if usage.input_tokens else self._holding.output_most * bool(scanner.output_events)
+        while (allowed := self._output_held(usage.input_tokens or self._holding.input_most)) < needed:
+            if not await self._extend(max(needed - allowed, min(SLICE_TOKENS, self._holding.output_most - allowed))):
+                if self.meter.delivered is None:
+                    self.meter.delivered = Usage(input_tokens=usage.input_tokens)
+                return False
+        self.meter.delivered = usage
+        return True
+
+    def _output_held(self, input_tokens: int) -> int:
+        """Output tokens that are paid for, whatever part of the prompt turns out to be cached."""
+        tokens = self._held_tokens - input_tokens
+        price = self._holding.price
+        paid = None if price is None else price.output_within(self._held_nanousd, input_tokens)
+        return tokens if paid is None else min(tokens, paid)
+
+    async def _extend(self, tokens: int) -> bool:
+        """Holds so many more output tokens, or as many as there are; False when there is not one."""
+        if self._lease is None:
+            return False
+        price = self._holding.price
+        while True:
+            nanousd = 0 if price is None else price.ceiling_nanousd(0, tokens)
+            ask = Ask(self._call.id, tokens, nanousd, output_tokens=tokens, most_tokens=tokens)
+            decision = await self._ledger.extend(self._tenant, self._lease, ask, self._scopes)
+            if isinstance(decision, Grant):
+                self._slices.append(decision.lease)
+                self._held_nanousd += nanousd
+                self._held_tokens += tokens
+                return True
+            left = output_left(decision, 0, price)
+            if left is not None and 1 <= left < tokens:
+                tokens = left
+            elif decision.retry_after_ms is None or self._stood_s >= HOLD_WAIT_S:
+                return False
+            else:
+                self._stood_s += HOLD_AGAIN_S
+                await asyncio.sleep(HOLD_AGAIN_S)
 
     async def settle(self, outcome: Outcome) -> None:
         """Books what was used and gives back the rest. A caller cancelled while it waits has booked all the same.
@@ -167,6 +268,8 @@ class Reservation:
         if self._lease is None:
             return
         lease, self._lease = self._lease, None
+        if self._slices:
+            lease = replace(lease, slices=tuple(self._slices))
         event = self._event(outcome)
         self._telemetry.count(event, self._call.traceparent)
         await self._ledger.settle(event, lease)

@@ -30,8 +30,10 @@ from gateway.relay import (
     stream_error,
 )
 from gateway.routing import PrefixIndex, choose
+from gateway.slices import HoldEnded, pump_sliced
+from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
-from gateway.wire import RequestView, StreamScanner, answer_texts, engine_refusal, read_answer, scanner_for
+from gateway.wire import RequestView, StreamScanner, answer_texts, engine_refusal, length_end, read_answer, scanner_for
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +184,20 @@ class Exchange(Struct, frozen=True, kw_only=True):
             self.slot.follow(scanner, self.view.answers)
         self.outgoing.prepare(answer.status, self._head(answer))
         try:
-            last = await pump_stream(answer, scanner, self.outgoing)
+            if self.reservation.extends:
+                last = await pump_sliced(answer, scanner, self.outgoing, self.reservation)
+            else:
+                last = await pump_stream(answer, scanner, self.outgoing)
+        except HoldEnded as ended:
+            self.watch.interrupt()
+            cut = self._meter.cut()
+            await self._settle(Outcome("ok", cut, "budget_reached"))
+            last = length_end(self.view, ended.event, cut.usage)
+        except StoreUnavailable as error:
+            self.watch.interrupt()
+            log.warning("stream ended: %s", error, extra={"data": {"request_id": self.call.id}})
+            await self._settle(Outcome("upstream_lost", self._meter.cut(), "store_unavailable"))
+            last = stream_error(self.call.endpoint, refusals.STORE_AWAY.message, "store_unavailable")
         except (UpstreamLost, Interrupted) as error:
             cut = await self._cut(scanner)
             if self.watch.gone:

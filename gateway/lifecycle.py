@@ -22,9 +22,10 @@ import random
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from gateway import refusals
-from gateway.admission import Work, ask_for
+from gateway.admission import Holding, Work
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import (
@@ -60,6 +61,9 @@ log = logging.getLogger(__name__)
 PROMPT_TOKENS = b"x-mtok-prompt-tokens"
 """Answers carry it where the prompt had to be counted: how many tokens, and whether that is exact or estimated."""
 
+COUNTED_AT_ONCE = 4
+"""Prompts counted only because a budget is nearly used up: whoever asks beyond is held to what its bytes bound."""
+
 _ids = random.Random(secrets.randbits(256))  # noqa: S311 - unique, not secret; the system's own costs 5 µs a call
 _UUID7_RANDOM = (1 << 80) - 1 & ~(0xF << 76 | 0x3 << 62)
 _UUID7_VERSION = 0x7 << 76 | 0x2 << 62
@@ -92,6 +96,7 @@ class Lifecycle:
         self.clock = clock
         self.settings = settings
         self.draining = False
+        self._counting = 0
         self._running: set[ClientWatch] = set()
         self._prefixes: dict[str, PrefixIndex] = {}
         self._labels = Labels(policies.ledger)
@@ -157,14 +162,22 @@ class Lifecycle:
             bound = granted(view, size, limits)
             view, limits = bounded(view, limits, bound)
             async with self._reserve(
-                call, identity.tenant, scopes=scopes, view=view, price=price, limits=limits, size=size
+                call,
+                identity.tenant,
+                scopes=scopes,
+                view=view,
+                body=body,
+                model=model,
+                price=price,
+                limits=limits,
+                size=size,
             ) as reservation:
                 chain = prefix_chain(view.prompt)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
                     exchange = Exchange(
                         call=call,
                         view=view,
-                        body=_engine_body(view, body, model, bound),
+                        body=_engine_body(view, body, model, reservation.output_cap or bound),
                         passed_on=_passed_on(given),
                         model=model,
                         prefixes=prefixes,
@@ -243,23 +256,36 @@ class Lifecycle:
         *,
         scopes: Scopes,
         view: RequestView,
+        body: bytes,
+        model: ModelFleet,
         price: Price | None,
         limits: ContextLimits,
         size: PromptSize,
     ) -> Reservation:
-        """What it holds while it runs."""
-        ask = ask_for(view, size, limits, tenant=tenant, scopes=scopes, price=price, lease_id=call.id)
+        """What to hold while it runs: see `Holding`."""
+        holding = Holding.of(view, size, limits, price=price, tenant=tenant.limits, scopes=scopes)
         return Reservation(
             call,
             tenant,
             scopes,
-            ask,
+            holding,
             price,
+            count_prompt=partial(self._count, view, body, model),
             meter=Meter(view, size, limits),
             ledger=self.ledger,
             telemetry=self.telemetry,
             clock=self.clock,
         )
+
+    async def _count(self, view: RequestView, body: bytes, model: ModelFleet) -> PromptSize | None:
+        """A prompt whose size decides whether it may run; None where no tokenizer tells it, or too many are asked."""
+        if view.attachments or view.prompt_tokens is not None or self._counting >= COUNTED_AT_ONCE:
+            return None
+        self._counting += 1
+        try:
+            return await self.counter.count(model, view, body)
+        finally:
+            self._counting -= 1
 
     def _slot(
         self,

@@ -34,7 +34,7 @@ class Meter:
     """Follows one request: placed or not, its stream if it has one. Making it costs nothing: what only the end of an
     answer or a checkpoint needs is worked out then."""
 
-    __slots__ = ("_context", "_limits", "_placed", "_scanner", "_size", "_view", "_warm_bytes")
+    __slots__ = ("_context", "_limits", "_placed", "_scanner", "_size", "_view", "_warm_bytes", "delivered")
 
     def __init__(self, view: RequestView, size: PromptSize, limits: ContextLimits) -> None:
         """`size` is what is known of the prompt, `limits` what the request was checked against."""
@@ -45,6 +45,8 @@ class Meter:
         self._scanner: StreamScanner | None = None
         self._warm_bytes = 0
         self._context: int | None = None
+        self.delivered: Usage | None = None
+        """Of a stream that is held in slices: what its client has had, all that is billed of it if it is cut."""
 
     def place(self, warm_bytes: int, context: int | None) -> None:
         """The request is on its way to a replica, which has probably cached the first `warm_bytes` of its prompt and
@@ -52,6 +54,10 @@ class Meter:
         self._placed = True
         self._warm_bytes = warm_bytes
         self._context = context
+
+    def counted(self, size: PromptSize) -> None:
+        """Its prompt has been counted."""
+        self._size = size
 
     def withdraw(self) -> None:
         """That replica has not taken it, or has failed: what it burnt there is told apart."""
@@ -85,7 +91,9 @@ class Meter:
         if scanner is None:
             return self._bounded(NO_USAGE, told=None, samples=1)
         told, events = scanner.usage(), scanner.output_events
-        if told is not None and scanner.usage_is_final:
+        if self.delivered is not None:
+            told, events = self.delivered, 0
+        elif told is not None and scanner.usage_is_final:
             return self.finished(told)
         output_tokens = max(events, output_tokens)
         if told is None:

@@ -7,11 +7,11 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 
 from ._account import UNIT, Accounts, Held, Refusing
 from ._allowance import Allowance
-from ._ask import ask_for, most_tokens
 from ._explain import Explanation, Question, Rule, explain
 from ._first_tokens import FirstTokens
 from ._guards import Gauges
 from ._headers import go_duration, ratelimit_headers
+from ._holding import HELD, SLICE_TOKENS, Holding, output_left
 from ._knee import Knee, KneeLimits
 from ._left import Left, denial
 from ._money import usd
@@ -24,6 +24,8 @@ from ._words import amount, decided, seconds, unit_of, would_pass
 from ._work import BandLoad, Cost, Turned, Work
 
 __all__ = [
+    "HELD",
+    "SLICE_TOKENS",
     "UNIT",
     "Accounts",
     "Allowance",
@@ -38,6 +40,7 @@ __all__ = [
     "Gauges",
     "Grant",
     "Held",
+    "Holding",
     "Knee",
     "KneeLimits",
     "Lease",
@@ -53,12 +56,11 @@ __all__ = [
     "Turned",
     "Work",
     "amount",
-    "ask_for",
     "decided",
     "denial",
     "explain",
     "go_duration",
-    "most_tokens",
+    "output_left",
     "period_at",
     "ratelimit_headers",
     "refusal",

@@ -18,7 +18,7 @@ from gateway.errors import Refusal
 from gateway.policy import ClassSpec, ModelSpec, Policies, TenantSpec
 from gateway.wire import Endpoint, RequestView
 
-from ._ask import ask_for, most_tokens
+from ._holding import Holding
 from ._left import Left, denial
 from ._refusal import refusal
 from ._values import Ask
@@ -200,16 +200,15 @@ class _Request:
 
     def _asked(self) -> tuple[Ask, int, int]:
         view, limits = bounded(self._view, self._limits, self._bound)
-        ask = ask_for(
+        holding = Holding.of(
             view,
             self._size,
             limits,
-            tenant=self._tenant,
-            scopes=self._policies.scopes_of(self._tenant, self._question.key, self._model.name),
             price=self._price,
-            lease_id="explained",
+            tenant=self._tenant.limits,
+            scopes=self._policies.scopes_of(self._tenant, self._question.key, self._model.name),
         )
-        return ask, *most_tokens(view, self._size, limits)
+        return holding.ask("explained"), holding.input_most, holding.output_most
 
     def _lengths(self) -> list[Rule]:
         """The limits of one request's length, each by itself."""

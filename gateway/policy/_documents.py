@@ -267,8 +267,12 @@ class Policies:
         if (spec := self.models.get(model)) is not None and spec.limits is not None:
             scopes += scopes_with("model", model, spec.limits)
         scopes += scopes_with("fleet", "", self.fleet.limits)
-        is_budgeted = bool(tenant.limits.budgets) or any(scope.limits.budgets for scope in scopes)
-        return Scopes(tuple(scopes), is_budgeted)
+        met = (tenant.limits, *(scope.limits for scope in scopes))
+        return Scopes(
+            tuple(scopes),
+            is_budgeted=any(limits.budgets for limits in met),
+            holds_tokens=any(limits.holds_tokens for limits in met),
+        )
 
     @property
     def price_epoch(self) -> str:

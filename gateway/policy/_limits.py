@@ -40,6 +40,11 @@ class RulesSpec:
         return any(getattr(self, name) is not None for name in RULE_NAMES)
 
     @property
+    def holds_tokens(self) -> bool:
+        """Whether the most tokens that a request can use are held for it."""
+        return self.tokens_per_day is not None or self.concurrent_tokens is not None
+
+    @property
     def budgets(self) -> dict[str, Decimal]:
         """All budgets in dollars, by the name of their field."""
         names = ("usd_per_hour", "usd_per_day", "usd_per_month")

@@ -39,13 +39,14 @@ class Scope:
 @dataclass(frozen=True, slots=True)
 class Scopes:
     """Those of one request beyond the limits that its tenant keeps, which are `LimitsSpec`. `is_budgeted`: dollars have
-    to be reserved for it, by the tenant's limits or by these."""
+    to be reserved for it, by the tenant's limits or by these; `holds_tokens`: the most tokens it can use have to."""
 
     others: tuple[Scope, ...]
     is_budgeted: bool
+    holds_tokens: bool
 
 
-NO_SCOPES = Scopes((), False)
+NO_SCOPES = Scopes((), is_budgeted=False, holds_tokens=False)
 
 
 def scopes_with(kind: ScopeKind, of: str, limits: ScopeLimitsSpec, time_zone: str = "UTC") -> Iterator[Scope]:

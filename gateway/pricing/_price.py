@@ -95,6 +95,13 @@ class Price:
         """
         return -(-(input_tokens * self._dearest_input + output_tokens * self._output) // self._denominator)
 
+    def output_within(self, nanousd: int, input_tokens: int) -> int | None:
+        """The most output tokens that a request with `input_tokens` can have so that `ceiling_nanousd` is within
+        `nanousd`; less than 0 if even its input is not. None: output costs nothing."""
+        if not self._output:
+            return None
+        return (nanousd * self._denominator - input_tokens * self._dearest_input) // self._output
+
 
 def _exponent(number: Decimal) -> int:
     exponent = number.as_tuple().exponent

@@ -1,5 +1,6 @@
 """OpenAI's bytes: request view, body edits, SSE scanner, usage readers. No I/O: bytes in, bytes and values out."""
 
+from ._ending import length_end
 from ._engine_errors import engine_refusal
 from ._readers import read_answer
 from ._requests import Endpoint, RequestView, parse
@@ -18,6 +19,7 @@ __all__ = [
     "answer_texts",
     "ask_usage",
     "engine_refusal",
+    "length_end",
     "parse",
     "read_answer",
     "scanner_for",

@@ -31,7 +31,8 @@
 --        12 releases {member, tokens, reserved_ms, input, output, ..}: granted to somebody who had gone
 --        13 asks {member, tokens, nanousd, input, output, most_tokens, scopes, ..}: tokens, input and output are what the
 --           buckets give; most_tokens is what a window and concurrent_tokens hold; scopes, false or an array, are
---           numbers in 18. An ask that is a slice takes no place in requests/min nor among the running
+--           numbers in 18. An ask that is a slice takes no place in requests/min nor among the running,
+--           and limits per minute do not refuse it: what it takes of them beyond is their debt
 --        14 booking, or false:
 --           { first, skips, producer, producer_ttl_s, events_after_ms,
 --             settlements {number, member, period, windows, reserved_tokens, reserved_ms, used_tokens, cost_nanousd,
@@ -334,10 +335,10 @@ local function check(s, ask, refuse)
     refuse(s, 7, ask.most_tokens > s.held_limit and math.huge or RETRY_SOON_MS, ask.most_tokens,
       math.max(0, s.held_limit - s.held))
   end
-  if s.input then refuse(s, 5, wait_ms(s.input, ask.input), ask.input, remaining(s.input)) end
-  if s.output then refuse(s, 6, wait_ms(s.output, ask.output), ask.output, remaining(s.output)) end
-  if s.tokens then refuse(s, 2, wait_ms(s.tokens, ask.tokens), ask.tokens, remaining(s.tokens)) end
   if ask.places > 0 then
+    if s.input then refuse(s, 5, wait_ms(s.input, ask.input), ask.input, remaining(s.input)) end
+    if s.output then refuse(s, 6, wait_ms(s.output, ask.output), ask.output, remaining(s.output)) end
+    if s.tokens then refuse(s, 2, wait_ms(s.tokens, ask.tokens), ask.tokens, remaining(s.tokens)) end
     if s.requests then refuse(s, 1, wait_ms(s.requests, 1), 1, remaining(s.requests)) end
     if s.concurrent >= 0 and s.running >= s.concurrent then refuse(s, 3, RETRY_SOON_MS, 1, 0) end
   end

@@ -202,7 +202,7 @@ class Model(Scope):
             ("requests", 1, 1),
         ):
             limit = scope.limits.get(name)
-            if name == "requests" and ask.is_slice:
+            if ask.is_slice:
                 continue
             if limit is not None and scope.buckets[name].level < amount * UNIT:
                 short = amount * UNIT - scope.buckets[name].level

@@ -11,11 +11,12 @@ import pytest
 import redis as sync_redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from gateway.admission import Ask, Denial, Dimension, Grant
 from gateway.metering import Ledger
-from gateway.policy import KeySpec, LimitsSpec, Policies, ScopeLimitsSpec, Scopes, TenantSpec
+from gateway.policy import GroupSpec, KeySpec, LimitsSpec, Policies, RulesSpec, ScopeLimitsSpec, Scopes, TenantSpec
 from gateway.store import AccountLimits, TenantKeys, Window, account_call, account_reply, load_script
 
 from .ledgers import T0_MS, ManualClock, PatientLedger, event
@@ -276,3 +277,68 @@ def test_a_refused_request_leaves_every_counter_unchanged(
         before = stored()
         if reserve(number, ask) != 0:
             assert stored() == before
+
+
+async def test_a_slice_pays_from_its_leases_periods_and_ends_with_it(
+    ledger: Ledger, redis: Redis, clock: ManualClock
+) -> None:
+    """Extended after midnight, an answer still costs the day it was admitted in; places and requests/min are taken
+    once; one settlement gives back all that was held."""
+    limits = LimitsSpec(usd_per_day=3 * USD_100, tokens_per_day=30, concurrent_requests=1, requests_per_minute=1)
+    clock.now_ms = DAY_END_S * 1000 - 1000
+    first = await granted(ledger, limits)
+    clock.now_ms += 2000
+    more = [await ledger.extend(acme(limits), first.lease, ASK) for _ in range(3)]
+    slices = [one.lease for one in more if isinstance(one, Grant)]
+    assert [isinstance(one, Grant) for one in more] == [True, True, False], "three times 100 is the old day's budget"
+    window = TenantKeys("acme").window("day:2026-09-21")
+    assert await redis.hmget(window, "reserved", "tokens_reserved") == [b"300", b"30"]
+    assert await redis.exists(TenantKeys("acme").window("day:2026-09-22")) == 0
+    lease = replace(first.lease, slices=tuple(slices))
+    await ledger.settle(event("r", input_tokens=4, output_tokens=20, cost_nanousd=250), lease)
+    await ledger.shipped(5.0)
+    assert await redis.hmget(window, "spent", "reserved", "tokens", "tokens_reserved") == [b"250", b"0", b"24", b"0"]
+    assert await redis.zcard(TenantKeys("acme").leases) == 0
+    assert await redis.hget(TenantKeys("acme").limits, "slices") == b"0"
+
+
+async def test_what_a_killed_worker_holds_of_a_shared_limit_comes_back_without_its_tenant(
+    redis: Redis, tmp_path: Path, clock: ManualClock
+) -> None:
+    """Two tenants share a group's places. One's worker is killed, and the tenant never asks again: after the lease's
+    term and one sweep the other has them."""
+    limits = ScopeLimitsSpec(concurrent_requests=1)
+    name = secrets.token_hex(4)
+    tenants = {one: TenantSpec(name=one, group=name) for one in (f"a-{name}", f"b-{name}")}
+    groups = {name: GroupSpec(name=name, limits=limits)}
+    policies = Policies(models={}, tenants=tenants, classes={}, groups=groups, sha256="0" * 64)
+    first, second = tenants.values()
+    async with (
+        PatientLedger(redis, tmp_path / "lives", now_ms=clock) as lives,
+        PatientLedger(redis, tmp_path / "killed", now_ms=clock) as killed,
+    ):
+        assert isinstance(await killed.reserve(first, ASK, policies.scopes_of(first, "", "tiny")), Grant)
+        refused = await lives.reserve(second, ASK, policies.scopes_of(second, "", "tiny"))
+        assert isinstance(refused, Denial)
+        assert (refused.dimension, refused.scope, refused.limit) == ("concurrent_requests", f"group {name}", 1)
+        clock.advance_s(10)
+        await lives.sweep()
+        for _ in range(1000):
+            if isinstance(await lives.reserve(second, ASK, policies.scopes_of(second, "", "tiny")), Grant):
+                break
+        else:
+            pytest.fail("the place never came back")
+
+
+async def test_modes_other_than_enforce_refuse_nothing(ledger: Ledger) -> None:
+    """A soft limit tells how much of it is used, an audited one and a candidate that they would have refused, and then
+    nothing is taken from them."""
+    limits = LimitsSpec(soft=RulesSpec(requests_per_minute=4), audit=RulesSpec(requests_per_minute=2))
+    tenant = TenantSpec(name="acme", limits=limits)
+    policies = Policies(models={}, tenants={"acme": tenant}, classes={}, sha256="0" * 64)
+    notes = []
+    for _ in range(5):
+        decision = await ledger.reserve(tenant, ASK, policies.scopes_of(tenant, "", "tiny"))
+        assert isinstance(decision, Grant)
+        notes.append({(note.limit, note.percent) for note in decision.notes})
+    assert notes == [set(), {(4, 50)}, {(4, 75), (2, None)}, {(4, 100), (2, None)}, {(4, 125), (2, None)}]

@@ -108,6 +108,18 @@ def test_the_ceiling_covers_every_usage_within_it(spec: PriceSpec, usage: Usage)
     assert 0 <= price.cost_nanousd(usage) <= price.ceiling_nanousd(usage.input_tokens, usage.output_tokens)
 
 
+@given(terms(), tokens, st.integers(0, 2**53))
+def test_what_a_sum_holds_of_output_is_exact(spec: PriceSpec, input_tokens: int, nanousd: int) -> None:
+    """So many tokens more than the input fit into it, and not one more."""
+    price = Price.of(spec, epoch="e")
+    most = price.output_within(nanousd, input_tokens)
+    assert most is not None
+    if most >= 0:
+        assert price.ceiling_nanousd(input_tokens, most) <= nanousd < price.ceiling_nanousd(input_tokens, most + 1)
+    else:
+        assert price.ceiling_nanousd(input_tokens, 0) > nanousd
+
+
 @given(terms())
 def test_nothing_costs_nothing(spec: PriceSpec) -> None:
     """A request without tokens is free at every price."""

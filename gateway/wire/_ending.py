@@ -1,0 +1,54 @@
+"""The end of a stream that its engine was not let finish: as if the answer had reached its `max_tokens`."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from ._requests import Endpoint, RequestView
+from ._usage import Usage
+
+DONE = b"data: [DONE]\n\n"
+
+
+class _Head(Struct):
+    """What all events of a stream have in common."""
+
+    id: Raw | UnsetType = UNSET
+    object: Raw | UnsetType = UNSET
+    created: Raw | UnsetType = UNSET
+    model: Raw | UnsetType = UNSET
+
+
+_head = msgspec.json.Decoder(_Head)
+_encode = msgspec.json.encode
+
+
+def length_end(view: RequestView, event: bytes, usage: Usage) -> bytes:
+    """The events that end a stream of one chat or text completion with `finish_reason: "length"`; with the usage, where
+    its client asked for that. `event` is any event of the stream: the new ones carry its id."""
+    head = _common(event)
+    choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": "length"}
+    if view.endpoint is Endpoint.COMPLETIONS:
+        choice["text"] = ""
+    else:
+        choice["delta"] = {}
+    events: list[dict[str, object]] = [{**head, "choices": [choice]}]
+    if view.wants_usage:
+        told = {
+            "prompt_tokens": usage.input_tokens,
+            "completion_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+        }
+        events.append({**head, "choices": [], "usage": told})
+    return b"".join([b"data: %b\n\n" % _encode(one) for one in events]) + DONE
+
+
+def _common(event: bytes) -> dict[str, object]:
+    for line in event.splitlines():
+        try:
+            head = _head.decode(line.removeprefix(b"data:"))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        return {name: value for name in head.__struct_fields__ if (value := getattr(head, name)) is not UNSET}
+    return {}
