@@ -582,17 +582,28 @@ async def test_concurrent_requests(engine: Engine, start: Start) -> None:
 
 
 async def test_a_request_that_could_cost_more_than_is_left_does_not_run(engine: Engine, start: Start) -> None:
-    """The budget is hard: what the request can cost at most has to fit before it runs."""
-    served = await start(engine, limits={"budget_usd": 0.0001})
-    answer = await served.post()
+    """The budget is hard: what the request can cost at most has to fit before it runs. 7 tokens of prompt and 200
+    of answer cost up to $0.0002035."""
+    served = await start(engine, limits={"budget_usd": 0.0002})
+    answer = await served.post(ASKED | {"max_tokens": 200})
     error = await refused(served, answer, 429, "insufficient_quota")
     assert error["type"] == "insufficient_quota"
-    assert "$0.0001 " in error["message"]
+    assert "$0.0002 " in error["message"]
     assert answer.headers["x-should-retry"] == "false"
     assert "retry-after" not in answer.headers
     budget = (await served.usage())["limits"]["budget_usd"]
     assert (budget["spent_usd"], budget["reserved_usd"]) == ("0.00", "0.00")
     assert engine.received == []
+
+
+async def test_a_prompt_is_counted_where_only_its_bound_does_not_fit(engine: Engine, start: Start) -> None:
+    """Its bytes could be 300 tokens and are 7: a budget that holds those lets it run."""
+    engine.script = as_json({"object": "chat.completion", "choices": [{"index": 0}], "usage": {"prompt_tokens": 7}})
+    served = await start(engine, limits={"budget_usd": 0.0001})
+    assert (await served.post()).status == 200
+    assert len(engine.tokenized) == 1
+    assert (await served.post(ASKED | {"max_tokens": 200})).status == 429
+    assert len(engine.tokenized) == 1, "no count would have helped"
 
 
 async def test_a_budget_used_up(engine: Engine, start: Start) -> None:
