@@ -16,13 +16,15 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from gateway.admission import FairQueue, FirstTokens, Gauges, Knee, Predictor, Turned, Work
+from gateway.admission import FairQueue, FirstTokens, Gauges, Knee, Predictor, Turned, Work, is_held, preferred
 from gateway.errors import Refusal, Refused, RefusedBy
 from gateway.fleet import Interrupted, ModelFleet, Replica
 from gateway.policy import SloSpec
 from gateway.wire import StreamScanner, Usage
 
 TICK_S = 1.0
+LONG_TOKENS_LEAST = 4096
+"""Whether a prompt is long depends on the replicas' speed; of shorter ones nobody asks."""
 FULL_FOR_S = 0.25
 """How long a replica that said it is full is left alone: some tens of its steps."""
 
@@ -167,6 +169,7 @@ class Line:
     def __init__(self, model: ModelFleet, predictor: Predictor, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
         self.queue = FairQueue()
+        self.queue.is_held = self._is_held
         self._model = model
         self._itl_ms: int | None = None
         self._first_tokens = FirstTokens()
@@ -225,7 +228,7 @@ class Line:
         if len(self.queue):
             return None
         below = self.queue.below_share(slot.work)
-        if not self._fits(slot, below):
+        if self._is_held(slot.work) or not self._fits(slot, below):
             return None
         self.queue.start(slot.work, self.now_ms())
         return self._dispatch(slot)
@@ -328,8 +331,36 @@ class Line:
         ]
         return bool(slot.candidates)
 
+    def _is_long(self, work: Work) -> bool:
+        """Whether its prompt is long at every replica."""
+        return all(knee.is_long(work) for knee in self._knees.values())
+
+    def _is_held(self, work: Work) -> bool:
+        """Whether its prompt is long and has to wait for others that are being read."""
+        if work.uncached_tokens < LONG_TOKENS_LEAST or not self._is_long(work):
+            return False
+        reading = [tenant for knee in self._knees.values() for tenant in knee.reading_long]
+        return is_held(
+            work.tenant,
+            reading,
+            replicas=len(self._model.healthy()),
+            others=self.queue.has_others(work.tenant),
+            sequences=sum([knee.load.sequences for knee in self._knees.values()]),
+            sequences_most=sum([knee.limits.sequences for knee in self._knees.values()]),
+        )
+
+    def _beside_lanes(self, work: Work, candidates: list[Replica]) -> list[Replica]:
+        """Those of them to choose from: long prompts go where others are, and where there are none to where the fewest
+        are disturbed; all others go elsewhere while they can."""
+        now_ms = self.now_ms()
+        lanes = [self.knee(replica).is_lane(now_ms) for replica in candidates]
+        is_long = work.uncached_tokens >= LONG_TOKENS_LEAST and self._is_long(work)
+        if is_long and not any(lanes):
+            return [min(candidates, key=lambda replica: self.knee(replica).load.sequences)]
+        return [candidates[index] for index in preferred(lanes, is_long=is_long)]
+
     def _dispatch(self, slot: Slot) -> Replica:
-        replica = slot.replica = slot.choose(slot.candidates)
+        replica = slot.replica = slot.choose(self._beside_lanes(slot.work, slot.candidates))
         self._running[slot.work.id] = slot
         knee, slot.dispatched_ms = self.knee(replica), self.now_ms()
         knee.dispatched(slot.work, slot.dispatched_ms)

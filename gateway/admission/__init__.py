@@ -13,6 +13,7 @@ from ._guards import Gauges
 from ._headers import go_duration, ratelimit_headers
 from ._holding import HELD, SLICE_TOKENS, Holding, output_left
 from ._knee import Knee, KneeLimits
+from ._lanes import is_held, preferred
 from ._left import Left, denial
 from ._money import usd
 from ._periods import Period, PeriodKind, period_at
@@ -60,8 +61,11 @@ __all__ = [
     "denial",
     "explain",
     "go_duration",
+    "is_held",
+    "most_tokens",
     "output_left",
     "period_at",
+    "preferred",
     "ratelimit_headers",
     "refusal",
     "seconds",

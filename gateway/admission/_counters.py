@@ -53,6 +53,11 @@ class Band:
             tenants=len(self._flows),
         )
 
+    def has_others(self, tenant: str) -> bool:
+        """Whether any other tenant waits or runs."""
+        flow = self._flows.get(tenant)
+        return self._active > (flow is not None and flow.is_active)
+
     def known(self, tenant: str) -> Flow | None:
         return self._flows.get(tenant)
 

@@ -4,9 +4,12 @@ after dispatch: sequences (N), uncached prompt tokens not yet past their first t
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from ._guards import Gauges, Guards
+from ._lanes import LANE_KEPT_MS, LONG_S
 from ._work import Work
 
 FIRST_SEQUENCES = 64
@@ -69,6 +72,8 @@ class Knee:
         self._rate = DEFAULT_PREFILL_TOKENS_PER_S
         self._running: dict[str, _Running] = {}
         self._prefilling = 0
+        self._long: dict[str, str] = {}
+        self._lane_until_ms = 0
         self._prompts = self._resident = 0
         self._guards = Guards()
         self._longer = 1.0
@@ -105,6 +110,19 @@ class Knee:
             return False
         return not self._prefilling or self._prefilling + work.uncached_tokens <= limits.prefill_tokens
 
+    def is_long(self, work: Work) -> bool:
+        """Whether its prompt takes so long to read that others are better off elsewhere."""
+        return work.uncached_tokens > LONG_S * self._rate
+
+    @property
+    def reading_long(self) -> Collection[str]:
+        """The tenants whose long prompts are being read."""
+        return self._long.values()
+
+    def is_lane(self, now_ms: int) -> bool:
+        """Whether long prompts are read here, or were lately."""
+        return bool(self._long) or now_ms < self._lane_until_ms
+
     def _most(self, *, below_share: bool) -> int:
         most = int(self._sequences)
         return most + max(2, most // 20) if below_share else most
@@ -113,6 +131,8 @@ class Knee:
         """`work` is on its way there: debited at once."""
         running = _Running(work, now_ms, self._prefilling, self._output_tokens(work))
         self._running[work.id] = running
+        if self.is_long(work):
+            self._long[work.id] = work.tenant
         self._prefilling += work.uncached_tokens
         self._prompts += work.input_tokens
         self._resident += work.input_tokens + running.output_tokens
@@ -148,7 +168,12 @@ class Knee:
     def _has_read(self, running: _Running, now_ms: int) -> None:
         running.first_ms = running.told_ms = now_ms
         running.told = 1
-        self._prefilling -= running.work.uncached_tokens
+        self._read(running.work, now_ms)
+
+    def _read(self, work: Work, now_ms: int) -> None:
+        self._prefilling -= work.uncached_tokens
+        if self._long.pop(work.id, None) is not None:
+            self._lane_until_ms = now_ms + LANE_KEPT_MS
 
     def tokens(self, work_id: str, count: int, now_ms: int) -> None:
         """Its answer has `count` tokens by now. Called now and then, and at its end: the mean time between tokens is
@@ -174,7 +199,7 @@ class Knee:
             self._predicted_tokens = LENGTHS_KEPT * self._predicted_tokens + running.work.output_tokens
             self._real_tokens = LENGTHS_KEPT * self._real_tokens + running.told
         if not running.first_ms:
-            self._prefilling -= running.work.uncached_tokens
+            self._read(running.work, now_ms)
 
     def engine_full(self, now_ms: int) -> None:
         """The engine said so itself: no more than what runs there now, and no growth for a while."""

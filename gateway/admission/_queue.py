@@ -38,6 +38,7 @@ _LOOK = 32
 class FairQueue:
     """Decides for one model; no clock and no I/O. A work is offered or started, then ended, withdrawn or expired.
 
+    `is_held` says of which works their tenants have enough running: others go before them and owe them nothing.
     `locality_tokens` and `credit_tokens` are costs, per tenant. `sequences`, where it is known, is how many requests
     the replicas run at most, for tenants that may hold only a part of them (`max_share`); it may change.
     """
@@ -52,6 +53,7 @@ class FairQueue:
         shortest_first: bool = False,
     ) -> None:
         self.sequences: int | None = None
+        self.is_held: Callable[[Work], bool] = _never
         self._cost = cost or Cost()
         self._floor = lowest_band_floor
         self._locality_tokens = locality_tokens
@@ -184,6 +186,10 @@ class FairQueue:
             return any(other.running for other in self._bands if other.priority <= work.band)
         return self._below_share(flow)
 
+    def has_others(self, tenant: str) -> bool:
+        """Whether any other tenant waits or runs, in any band."""
+        return any(band.has_others(tenant) for band in self._bands)
+
     def load(self) -> dict[int, BandLoad]:
         """How much waits and runs, by band. Looks at every tenant: for pages and gauges."""
         return {band.priority: band.load for band in self._bands}
@@ -270,7 +276,7 @@ class FairQueue:
         tried: list[_Misfit] = []
         asked = 0
         for _, _, flow in band.waiting:
-            if self._is_capped(flow):
+            if self._is_capped(flow) or self.is_held(flow.head.work):
                 continue
             asked += 1
             if asked > _LOOK:
@@ -306,6 +312,7 @@ class FairQueue:
                 head.work.prefix == self._prefix
                 and band.out_of_turn + head.cost <= self._locality_tokens
                 and not self._is_capped(flow)
+                and not self.is_held(head.work)
                 and fits(head.work, self._below_share(flow))
             ):
                 band.out_of_turn += head.cost
@@ -383,6 +390,11 @@ class FairQueue:
             now_ms=now_ms,
         )
         return Turned(int(wait_ms), after_ms)
+
+
+def _never(work: Work) -> bool:
+    """Nothing is held."""
+    return False
 
 
 class _Misfit:
