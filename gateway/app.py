@@ -221,7 +221,7 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatc
         for wait_ms in counts.waits_ms:
             metrics.queue_wait.labels(model).observe(wait_ms / 1000)
         for replica, knee in line.knees.items():
-            for gauge, of in ((metrics.knee_limit, knee.limits), (metrics.knee_load, knee.load)):
+            for gauge, of in ((metrics.knee_limit, knee.allowed), (metrics.knee_load, knee.load)):
                 gauge.labels(replica.name, "sequences").set(of.sequences)
                 gauge.labels(replica.name, "prefill_tokens").set(of.prefill_tokens)
                 gauge.labels(replica.name, "kv_tokens").set(of.kv_tokens or 0)

@@ -2,9 +2,8 @@
 
 A request of a class without latency targets is bounded by nothing here. One with targets runs at once while nobody
 waits and a replica has room; else it waits in fair order until its class's `max_wait_s`, but only as long as its first
-token can still come within the class's target, or is refused on arrival where that would not be enough. What other
-workers and gateways send to the same replicas is not counted: W of them may together have W times N and P there, from
-their first requests on, until the time between tokens makes each give way.
+token can still come within the class's target, or is refused on arrival where that would not be enough. Where other
+workers use the same replicas, a line has a share of them, which it exchanges with theirs (`gateway.sharing`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,19 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from gateway.admission import FairQueue, FirstTokens, Gauges, Knee, Predictor, Turned, Work, is_held, preferred
+from gateway.admission import (
+    FairQueue,
+    FirstTokens,
+    Gauges,
+    Heard,
+    Knee,
+    Pool,
+    Predictor,
+    Turned,
+    Work,
+    is_held,
+    preferred,
+)
 from gateway.errors import Refusal, Refused, RefusedBy
 from gateway.fleet import Interrupted, ModelFleet, Replica
 from gateway.policy import SloSpec
@@ -114,9 +125,9 @@ class Slot:
         if self.replica is not None:
             self._line.first_token(self, self.replica)
 
-    def presume_read_after(self, wait_ms: int, read: Callable[[str], None]) -> None:
-        """Has `read` called with its id in `wait_ms`, unless it has left its replica by then."""
-        self._presumed_read = asyncio.get_running_loop().call_later(wait_ms / 1000, read, self.work.id)
+    def presume_read_after(self, wait_ms: int, read: Callable[[Work], None]) -> None:
+        """Has `read` called with its work in `wait_ms`, unless it has left its replica by then."""
+        self._presumed_read = asyncio.get_running_loop().call_later(wait_ms / 1000, read, self.work)
 
     def leave(self) -> Replica:
         """The replica it was at. It is at none now."""
@@ -171,7 +182,8 @@ class Line:
         self.queue = FairQueue()
         self.queue.is_held = self._is_held
         self._model = model
-        self._itl_ms: int | None = None
+        self.itl_ms: int | None = None
+        """The shortest time between tokens that a class here asks for."""
         self._first_tokens = FirstTokens()
         self._predictor = predictor
         self._knees: dict[Replica, Knee] = {}
@@ -180,6 +192,46 @@ class Line:
         self._running: dict[str, Slot] = {}
         self._pumping: asyncio.Handle | None = None
         self._counts = LineCounts()
+        self._pool: Pool | None = None
+        self._ask: Callable[[], None] = _nothing
+        self.has_news = False
+        """Whether anything has happened since this was set to False."""
+        self.silent = False
+        """Whether the others hear nothing of this line, since it had nothing to tell."""
+
+    def share(self, pool: Pool, ask: Callable[[], None]) -> None:
+        """Other workers use the replicas too: from now on this line has its part of them. `ask` asks for more of it
+        before the next exchange."""
+        self._pool, self._ask = pool, ask
+        for knee in self._knees.values():
+            pool.admit(knee)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not (self._waiting or self._running)
+
+    def knees_by_name(self) -> dict[str, Knee]:
+        """Of the replicas there are now, whether or not they have been used."""
+        return {replica.name: self.knee(replica) for replica in self._model.replicas}
+
+    def heard(self, heard: Heard) -> None:
+        """The other workers' part of the exchange."""
+        self.queue.beside(other.demand for other in heard.others.values())
+        if self._pool is not None:
+            self._pool.heard(heard, self.knees_by_name(), self.now_ms())
+            asked = [itl_ms for itl_ms in (self.itl_ms, self._pool.itl_ms_elsewhere) if itl_ms is not None]
+            for knee in self._knees.values():
+                knee.itl_ms = min(asked, default=knee.itl_ms)
+        if self._waiting:
+            self._pump_soon()
+
+    def lost(self) -> None:
+        """The store does not answer."""
+        if self._pool is not None:
+            self._pool.lost(self.knees_by_name())
+        if self._waiting:
+            self._pump_soon()
 
     def counts(self) -> LineCounts:
         """What has happened since this was called last."""
@@ -188,6 +240,10 @@ class Line:
 
     def note_attempt(self, work: Work) -> None:
         """A request has come."""
+        self.has_news = True
+        if self.silent:
+            self.silent = False
+            self._ask()
         if work.retry:
             self._counts.retries += 1
         else:
@@ -197,14 +253,16 @@ class Line:
         """The replica's."""
         knee = self._knees.get(replica)
         if knee is None:
-            knee = self._knees[replica] = Knee(itl_ms=self._itl_ms)
+            knee = self._knees[replica] = Knee(itl_ms=self.itl_ms)
             _observe(knee, replica, self.now_ms())
+            if self._pool is not None:
+                self._pool.admit(knee)
         return knee
 
     def hold(self, itl_ms: int | None) -> None:
         """Keeps the time between tokens below this as well, in milliseconds."""
-        if itl_ms is not None and (self._itl_ms is None or itl_ms < self._itl_ms):
-            self._itl_ms = itl_ms
+        if itl_ms is not None and (self.itl_ms is None or itl_ms < self.itl_ms):
+            self.itl_ms = itl_ms
             for knee in self._knees.values():
                 knee.itl_ms = itl_ms
 
@@ -216,7 +274,7 @@ class Line:
 
     def relax(self) -> None:
         """Holds what it held only until the next request says its own target."""
-        self._itl_ms = None
+        self.itl_ms = None
 
     @property
     def knees(self) -> dict[Replica, Knee]:
@@ -255,7 +313,7 @@ class Line:
     def first_token(self, slot: Slot, replica: Replica) -> None:
         knee, now_ms = self.knee(replica), self.now_ms()
         self._first_tokens.came(now_ms - slot.dispatched_ms, knee.alone_ms(slot.work))
-        knee.first_token(slot.work.id, now_ms)
+        self._owe(knee, slot.work, knee.first_token(slot.work.id, now_ms))
         if self._waiting:
             self._pump_soon()
 
@@ -280,6 +338,7 @@ class Line:
         replica = slot.leave()
         del self._running[work.id]
         self.knee(replica).ended(work.id, now_ms)
+        self.has_news = True
         used = usage or Usage()
         self.queue.ended(
             work,
@@ -298,9 +357,10 @@ class Line:
         now_ms = self.now_ms()
         for slot in self._running.values():
             slot.tell_tokens(now_ms)
+        queued = len(self.queue) + (0 if self._pool is None else self._pool.queued_elsewhere)
         for replica, knee in self._knees.items():
             _observe(knee, replica, now_ms)
-            knee.tick(now_ms, queued=len(self.queue))
+            knee.tick(now_ms, queued=queued)
         if self._waiting:
             self._pump_soon()
 
@@ -329,6 +389,8 @@ class Line:
             for replica in slot.targets()
             if replica not in self._full and self.knee(replica).fits(slot.work, below_share=below_share)
         ]
+        if not slot.candidates and self._pool is not None and self._pool.asks_early:
+            self._ask()
         return bool(slot.candidates)
 
     def _is_long(self, work: Work) -> bool:
@@ -346,7 +408,7 @@ class Line:
             replicas=len(self._model.healthy()),
             others=self.queue.has_others(work.tenant),
             sequences=sum([knee.load.sequences for knee in self._knees.values()]),
-            sequences_most=sum([knee.limits.sequences for knee in self._knees.values()]),
+            sequences_most=sum([knee.allowed.sequences for knee in self._knees.values()]),
         )
 
     def _beside_lanes(self, work: Work, candidates: list[Replica]) -> list[Replica]:
@@ -368,8 +430,18 @@ class Line:
             slot.presume_read_after(knee.prefill_ms(slot.work.id), partial(self._presume_read, knee))
         return replica
 
-    def _presume_read(self, knee: Knee, work_id: str) -> None:
-        knee.presumed_read(work_id, self.now_ms())
+    def _presume_read(self, knee: Knee, work: Work) -> None:
+        self._owe(knee, work, knee.presumed_read(work.id, self.now_ms()))
+        if self._waiting:
+            self._pump_soon()
+
+    def _owe(self, knee: Knee, work: Work, owed_ms: int) -> None:
+        """Its prompt has been read, and counts for so long yet."""
+        if owed_ms:
+            asyncio.get_running_loop().call_later(owed_ms / 1000, self._paid, knee, work.uncached_tokens)
+
+    def _paid(self, knee: Knee, tokens: int) -> None:
+        knee.paid(tokens)
         if self._waiting:
             self._pump_soon()
 
@@ -379,6 +451,8 @@ class Dispatcher:
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.predictor = Predictor()
+        self.on_line: Callable[[str, Line], None] = _nobody
+        """Hears of each line once, when it is first used."""
         self._now_ms = now_ms
         self._lines: dict[str, Line] = {}
 
@@ -393,6 +467,7 @@ class Dispatcher:
         line = self._lines.get(model.spec.name)
         if line is None:
             line = self._lines[model.spec.name] = Line(model, self.predictor, self._now_ms)
+            self.on_line(model.spec.name, line)
         line.hold(slo.itl_p99_ms)
         if slo.ttft_p99_ms is not None:
             work = line.in_time(work, slo.ttft_p99_ms)
@@ -446,6 +521,14 @@ def _observe(knee: Knee, replica: Replica, now_ms: int) -> None:
             preemptions=reading.preemptions,
         )
         knee.observe(gauges, now_ms)
+
+
+def _nothing() -> None:
+    """Nobody is asked."""
+
+
+def _nobody(model: str, line: Line) -> None:
+    """Nobody hears of it."""
 
 
 def _first(replicas: Sequence[Replica]) -> Replica:

@@ -17,6 +17,7 @@ from ._lanes import is_held, preferred
 from ._left import Left, denial
 from ._money import usd
 from ._periods import Period, PeriodKind, period_at
+from ._pool import Heard, Pool, Told
 from ._predict import Predictor
 from ._queue import FairQueue
 from ._refusal import refusal
@@ -40,6 +41,7 @@ __all__ = [
     "FirstTokens",
     "Gauges",
     "Grant",
+    "Heard",
     "Held",
     "Holding",
     "Knee",
@@ -49,11 +51,13 @@ __all__ = [
     "Note",
     "Period",
     "PeriodKind",
+    "Pool",
     "Predictor",
     "Question",
     "Refusing",
     "Rule",
     "Standing",
+    "Told",
     "Turned",
     "Work",
     "amount",

@@ -10,6 +10,7 @@ most, or it would wait for others to use as much.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 
 from ._flow import Entry, Flow
 from ._work import BandLoad
@@ -30,12 +31,17 @@ class Band:
         self.running = 0.0
         self.owed = 0.0
         self.out_of_turn = 0.0
+        self.elsewhere = 0.0
+        """The cost of what runs at other gateways."""
+        self.weight_elsewhere = 0.0
+        """Of those that are active there and not here."""
         self.waiting_weight = 0.0
         self.active_weight = 0.0
         self._credit_tokens = credit_tokens
         self._locality_tokens = locality_tokens
         self._shortest_first = shortest_first
         self._flows: dict[str, Flow] = {}
+        self._elsewhere: dict[str, float] = {}
         self._virtual_time = 0.0
         self._last: Flow | None = None
         self._active = 0
@@ -70,6 +76,7 @@ class Band:
             self._order += 1
             flow = Flow(tenant, self.priority, self._order, weight=weight, shortest_first=self._shortest_first)
             flow.counter = self._virtual_time
+            flow.elsewhere = self._elsewhere.get(tenant, 0.0)
             self._flows[tenant] = flow
         elif flow.weight != weight:
             change = weight - flow.weight
@@ -156,6 +163,29 @@ class Band:
             insort(self.waiting, (flow.counter, flow.order, flow))
         else:
             flow.counter += by
+
+    def demand(self) -> dict[str, tuple[float, int, float]]:
+        """The weight of each tenant that waits or runs, its sequences, and the cost of those that run."""
+        return {
+            flow.tenant: (flow.weight, flow.waiting + flow.sequences, flow.running)
+            for flow in self._flows.values()
+            if flow.is_active
+        }
+
+    def beside(self, demand: Mapping[str, tuple[float, int, float]]) -> None:
+        """What waits and runs at other gateways now, by tenant."""
+        for tenant in self._elsewhere:
+            if flow := self._flows.get(tenant):
+                flow.elsewhere = 0.0
+        self._elsewhere = {tenant: running for tenant, (_, _, running) in demand.items()}
+        self.elsewhere = sum(self._elsewhere.values())
+        self.weight_elsewhere = 0.0
+        for tenant, (weight, _, running) in demand.items():
+            flow = self._flows.get(tenant)
+            if flow is not None:
+                flow.elsewhere = running
+            if flow is None or not flow.is_active:
+                self.weight_elsewhere += weight
 
     def given(self) -> dict[str, float]:
         """What each tenant was given here since this was asked last, corrections included, by "<priority> <tenant>",

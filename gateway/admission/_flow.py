@@ -30,7 +30,8 @@ class Entry:
 
 
 class Flow:
-    """`counter` is service per unit of weight; `running` and `backlog` are costs.
+    """`counter` is service per unit of weight; `running` and `backlog` are costs, `elsewhere` is what runs of it at
+    other gateways.
 
     `overtaken` is what others were given that came behind its head while its head did not fit.
     """
@@ -44,6 +45,7 @@ class Flow:
         "backlog",
         "band",
         "counter",
+        "elsewhere",
         "given",
         "max_share",
         "order",
@@ -64,6 +66,7 @@ class Flow:
         self.counter = 0.0
         self.given = 0.0
         self.running = 0.0
+        self.elsewhere = 0.0
         self.sequences = 0
         self.backlog = 0.0
         self.waiting = 0

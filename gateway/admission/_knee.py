@@ -5,11 +5,13 @@ after dispatch: sequences (N), uncached prompt tokens not yet past their first t
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import ceil
 
 import msgspec
 
 from ._guards import Gauges, Guards
 from ._lanes import LANE_KEPT_MS, LONG_S
+from ._shares import Share
 from ._work import Work
 
 FIRST_SEQUENCES = 64
@@ -39,6 +41,8 @@ SAMPLES_LEAST = 10
 LEARNS_FROM_TOKENS = 512
 """Shorter prompts' first tokens tell of steps and queues, not of the prefill rate."""
 RATE_PART = 0.1
+USED_PART = 0.5
+"""Of what is known of how many prompt tokens are sent, what the last second says."""
 
 
 class KneeLimits(msgspec.Struct, frozen=True, gc=False):
@@ -47,6 +51,21 @@ class KneeLimits(msgspec.Struct, frozen=True, gc=False):
     sequences: int
     prefill_tokens: int
     kv_tokens: int | None
+
+
+class KneeReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one worker tells of a replica: its load there, what it has measured and been told since it started, the
+    prefill rate it has learnt (0: none), and how much of it it uses."""
+
+    sequences: int = 0
+    prefill_tokens: int = 0
+    kv_tokens: int = 0
+    itl_ms: float = 0.0
+    itl_tokens: int = 0
+    short: int = 0
+    full: int = 0
+    prefill_per_s: float = 0.0
+    used_per_s: float = 0.0
 
 
 class _Running(msgspec.Struct, gc=False):
@@ -84,13 +103,37 @@ class Knee:
         self._itl_sum_ms = 0.0
         self._itl_tokens = 0
         self._cool_until_ms = 0
+        self.share: Share | None = None
+        """This worker's part of the limits; None: all."""
+        self._followed: KneeLimits | None = None
+        self._elsewhere = KneeLimits(0, 0, 0)
+        self._wants_lane = False
+        self._learnt = False
+        self._itl_told_ms = 0.0
+        self._itl_told_tokens = 0
+        self._shorts = self._fulls = 0
+        self._owed = 0
+        self._sent_tokens = 0
+        self._used_per_s = 0.0
+        self._used_elsewhere = 0.0
+        self._ticked_ms = 0
 
     @property
     def limits(self) -> KneeLimits:
-        """What may run now."""
+        """What may run there now, of all gateways'."""
+        if self._followed is not None:
+            return self._followed
         prefill = max(LEAST_PREFILL_TOKENS, int(PREFILL_WINDOW_S * self._rate))
         kv_most = None if self.kv_tokens is None else int(KV_SHARE * self._guards.kv_part * self.kv_tokens)
         return KneeLimits(int(self._sequences), prefill, kv_most)
+
+    @property
+    def allowed(self) -> KneeLimits:
+        """What may run there now of this worker's."""
+        share = self.share
+        if share is None:
+            return self.limits
+        return KneeLimits(share.sequences, share.prefill_tokens, share.kv_tokens)
 
     @property
     def load(self) -> KneeLimits:
@@ -100,15 +143,31 @@ class Knee:
     def fits(self, work: Work, *, below_share: bool) -> bool:
         """Whether the replica has room. A few sequences more (3 to 6 %, at least 2) are for tenants below their share:
         running answers are not preempted, so they would wait for the next end. A prompt larger than P goes alone."""
-        running = len(self._running)
-        if running >= self._most(below_share=below_share):
+        limits, share = self.limits, self.share
+        running, uncached = len(self._running), work.uncached_tokens
+        size = work.input_tokens + work.output_tokens
+        prefill_most, kv_most = limits.prefill_tokens, limits.kv_tokens
+        if share is None:
+            most, extra = limits.sequences, _extra(limits.sequences)
+        else:
+            most, extra = share.sequences, share.extra
+            if uncached > prefill_most or (share.kv_tokens is not None and size > share.kv_tokens):
+                if not share.lane:
+                    self._wants_lane = True
+                    return False
+                kv_most = None if kv_most is None else kv_most - (self._elsewhere.kv_tokens or 0)
+            else:
+                kv_most = share.kv_tokens
+            prefill_most = share.prefill_tokens
+        if running >= (most + extra if below_share else most):
             self._was_short = True
+            self._shorts += 1
             return False
-        limits = self.limits
         resident = self._resident_with(work.input_tokens, self._output_tokens(work))
-        if limits.kv_tokens is not None and running and resident > limits.kv_tokens:
+        if kv_most is not None and running and resident > kv_most:
             return False
-        return not self._prefilling or self._prefilling + work.uncached_tokens <= limits.prefill_tokens
+        prefilling = self._prefilling + self._owed
+        return not prefilling or prefilling + uncached <= prefill_most
 
     def is_long(self, work: Work) -> bool:
         """Whether its prompt takes so long to read that others are better off elsewhere."""
@@ -123,31 +182,100 @@ class Knee:
         """Whether long prompts are read here, or were lately."""
         return bool(self._long) or now_ms < self._lane_until_ms
 
-    def _most(self, *, below_share: bool) -> int:
-        most = int(self._sequences)
-        return most + max(2, most // 20) if below_share else most
+    def shared(self, granted: int, *, workers: int, lane: bool) -> Share:
+        """The part of `workers` that has been granted `granted` of the sequences. It always has one: who has been
+        granted none can start. Over all workers that is at most N + extra + one for each.
+
+        Of P a worker has what the others do not use, but at least its part of the sequences and its part by number: so
+        who is alone in reading prompts has all, and where all are busy, together they have P, and never twice as much.
+        Of K it has what the others have not filled, at least its part of the sequences.
+        """
+        limits, elsewhere = self.limits, self._elsewhere
+        part = min(1.0, granted / limits.sequences)
+        free = 1.0 - min(1.0, max(self._used_elsewhere / self._rate, elsewhere.prefill_tokens / limits.prefill_tokens))
+        kv_tokens = None
+        if limits.kv_tokens is not None:
+            kv_tokens = max(int(part * limits.kv_tokens), limits.kv_tokens - (elsewhere.kv_tokens or 0))
+        return Share(
+            sequences=max(1, granted),
+            extra=ceil(_extra(limits.sequences) * part),
+            prefill_tokens=int(max(part, 1 / workers, free) * limits.prefill_tokens),
+            kv_tokens=kv_tokens,
+            lane=lane,
+        )
+
+    def takes_lane(self) -> bool:
+        """Whether a large prompt is being read there, or had to wait for the lane since this was asked last."""
+        wanted, self._wants_lane = self._wants_lane, False
+        most = self.limits.prefill_tokens
+        return wanted or any(not one.first_ms and one.work.uncached_tokens > most for one in self._running.values())
+
+    def report(self) -> KneeReport:
+        """For the other workers."""
+        return KneeReport(
+            sequences=len(self._running),
+            prefill_tokens=self._prefilling,
+            kv_tokens=self._resident_with(0, 0),
+            itl_ms=self._itl_told_ms,
+            itl_tokens=self._itl_told_tokens,
+            short=self._shorts,
+            full=self._fulls,
+            prefill_per_s=self._rate if self._learnt else 0.0,
+            used_per_s=self._used_per_s,
+        )
+
+    def follow(self, limits: KneeLimits | None) -> None:
+        """Another worker adapts the limits of all and found these; None: this one does, from what it followed on."""
+        if limits is not None:
+            self._sequences = float(limits.sequences)
+        self._followed = limits
+
+    def elsewhere(self, load: KneeLimits, used_per_s: float) -> None:
+        """What other workers have running there, as they told it last, and the prompt tokens a second they send."""
+        self._elsewhere, self._used_elsewhere = load, used_per_s
+
+    def hear(self, before: KneeReport, now: KneeReport, now_ms: int) -> None:
+        """What another worker, which follows this one, has measured between two reports. Its prefill rate counts where
+        this one has learnt none."""
+        self._itl_sum_ms += now.itl_ms - before.itl_ms
+        self._itl_tokens += now.itl_tokens - before.itl_tokens
+        self._was_short = self._was_short or now.short > before.short
+        if now.prefill_per_s and not self._learnt:
+            self._rate = now.prefill_per_s
+        if now.full > before.full:
+            self.engine_full(now_ms)
 
     def dispatched(self, work: Work, now_ms: int) -> None:
         """`work` is on its way there: debited at once."""
-        running = _Running(work, now_ms, self._prefilling, self._output_tokens(work))
+        ahead_tokens = self._prefilling + self._elsewhere.prefill_tokens
+        running = _Running(work, now_ms, ahead_tokens, self._output_tokens(work))
         self._running[work.id] = running
         if self.is_long(work):
             self._long[work.id] = work.tenant
         self._prefilling += work.uncached_tokens
+        self._sent_tokens += work.uncached_tokens
         self._prompts += work.input_tokens
         self._resident += work.input_tokens + running.output_tokens
         self._peak = max(self._peak, len(self._running))
 
-    def first_token(self, work_id: str, now_ms: int) -> None:
-        """Its prompt has been read; how long that took tells the prefill rate."""
+    def first_token(self, work_id: str, now_ms: int) -> int:
+        """Its prompt has been read; how long that took tells the prefill rate. Milliseconds for which its tokens count
+        on, until `paid`: a prompt larger than this worker's part of P goes alone, and no more often than that part of
+        the replica's rate allows, or as many workers would have as many such prompts read at once."""
         running = self._running.get(work_id)
         if running is None or running.first_ms:
-            return
-        self._has_read(running, now_ms)
+            return 0
+        owed_ms = self._has_read(running, now_ms)
         tokens = running.work.uncached_tokens
         if tokens >= LEARNS_FROM_TOKENS and now_ms > running.at_ms:
             rate = (tokens + running.ahead_tokens) * 1000 / (now_ms - running.at_ms)
             self._rate += RATE_PART * (rate - self._rate)
+            self._learnt = True
+        return owed_ms
+
+    def paid(self, tokens: int) -> None:
+        """The time is over for which a prompt of `tokens` counted on."""
+        self._owed -= tokens
 
     def prefill_ms(self, work_id: str) -> int:
         """How long its prompt is expected to be read from its dispatch on, after those that were on the way there."""
@@ -158,17 +286,27 @@ class Knee:
         """How long its prompt is expected to be read with none ahead of it."""
         return work.uncached_tokens * 1000 / self._rate
 
-    def presumed_read(self, work_id: str, now_ms: int) -> None:
+    def presumed_read(self, work_id: str, now_ms: int) -> int:
         """Its prompt should have been read by now. For answers that come whole, whose first bytes come at their end:
-        nothing is learnt."""
+        nothing is learnt. Returns as `first_token`."""
         running = self._running.get(work_id)
-        if running is not None and not running.first_ms:
-            self._has_read(running, now_ms)
+        if running is None or running.first_ms:
+            return 0
+        return self._has_read(running, now_ms)
 
-    def _has_read(self, running: _Running, now_ms: int) -> None:
+    def _has_read(self, running: _Running, now_ms: int) -> int:
         running.first_ms = running.told_ms = now_ms
         running.told = 1
+        tokens, share = running.work.uncached_tokens, self.share
         self._read(running.work, now_ms)
+        if share is None or tokens <= share.prefill_tokens:
+            return 0
+        part = share.prefill_tokens / self.limits.prefill_tokens
+        owed_ms = int(tokens * 1000 / (self._rate * part)) - (now_ms - running.at_ms)
+        if owed_ms <= 0:
+            return 0
+        self._owed += tokens
+        return owed_ms
 
     def _read(self, work: Work, now_ms: int) -> None:
         self._prefilling -= work.uncached_tokens
@@ -183,6 +321,8 @@ class Knee:
             return
         self._itl_sum_ms += now_ms - running.told_ms
         self._itl_tokens += count - running.told
+        self._itl_told_ms += now_ms - running.told_ms
+        self._itl_told_tokens += count - running.told
         running.told, running.told_ms = count, now_ms
         if count > running.output_tokens:
             self._resident += OUTGROWN * count - running.output_tokens
@@ -203,7 +343,9 @@ class Knee:
 
     def engine_full(self, now_ms: int) -> None:
         """The engine said so itself: no more than what runs there now, and no growth for a while."""
-        self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(len(self._running))))
+        running = len(self._running) + self._elsewhere.sequences
+        self._fulls += 1
+        self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(running)))
         self._cool_until_ms = now_ms + COOLDOWN_MS
 
     def observe(self, gauges: Gauges, now_ms: int) -> None:
@@ -218,10 +360,18 @@ class Knee:
         """About once a second: adapts N to the mean ITL since the last tick. Held with few samples; grown only
         where somebody waited for N, by a quarter while far from the target; and where the queue waits for an engine
         that has nothing to do."""
-        running, peak = len(self._running), max(self._peak, len(self._running))
-        self._peak = running
         self._forecast(now_ms)
+        if now_ms > self._ticked_ms:
+            used_per_s = self._sent_tokens * 1000 / (now_ms - self._ticked_ms)
+            self._used_per_s += USED_PART * (used_per_s - self._used_per_s)
+            self._sent_tokens, self._ticked_ms = 0, now_ms
+        peak = max(self._peak, len(self._running)) + self._elsewhere.sequences
+        self._peak = len(self._running)
+        running = self._peak + self._elsewhere.sequences
         was_short, self._was_short = self._was_short, False
+        if self._followed is not None:
+            self._itl_sum_ms = self._itl_tokens = 0
+            return
         target_ms = None if self.itl_ms is None else TARGET * self.itl_ms
         enough = self._itl_tokens >= SAMPLES_LEAST
         itl_ms = self._itl_sum_ms / self._itl_tokens if self._itl_tokens else 0.0
@@ -229,7 +379,7 @@ class Knee:
             self._itl_sum_ms = self._itl_tokens = 0
         if target_ms is not None and enough and itl_ms > SHRINKS_ABOVE * target_ms:
             # While more runs than N, the last decrease has not worked yet: answers end by themselves.
-            if now_ms >= self._cool_until_ms and running <= self._most(below_share=True):
+            if now_ms >= self._cool_until_ms and running <= self._sequences + _extra(int(self._sequences)):
                 kept = max(SHRINK_MOST, target_ms / itl_ms)
                 self._sequences = max(LEAST_SEQUENCES, min(self._sequences, float(peak)) * kept)
                 self._cool_until_ms = now_ms + COOLDOWN_MS
@@ -257,7 +407,7 @@ class Knee:
         the most that will be resident at one time, as part of all that these prompts and answers will have been (while
         some grow others end; all are taken to get tokens at the same pace)."""
         predicted, real, together = self._predicted_tokens, self._real_tokens, 1.0
-        kv_most = self.limits.kv_tokens
+        kv_most = self.allowed.kv_tokens
         if kv_most is not None and 2 * self._resident > kv_most:
             left_tokens = []
             prompts = answers = 0
@@ -277,3 +427,7 @@ class Knee:
             self._guards.counted(prompts, answers, now_ms)
         self._together = together
         self._longer = max(1.0, real / predicted) if predicted else 1.0
+
+
+def _extra(sequences: int) -> int:
+    return max(2, sequences // 20)

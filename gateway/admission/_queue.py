@@ -6,7 +6,7 @@ a tenant first attempts before retries, then first come first served or the shor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 
 from ._counters import Band
@@ -183,7 +183,7 @@ class FairQueue:
         band = self._by_priority.get(work.band)
         flow = None if band is None else band.known(work.tenant)
         if flow is None:
-            return any(other.running for other in self._bands if other.priority <= work.band)
+            return any(other.running or other.elsewhere for other in self._bands if other.priority <= work.band)
         return self._below_share(flow)
 
     def has_others(self, tenant: str) -> bool:
@@ -193,6 +193,23 @@ class FairQueue:
     def load(self) -> dict[int, BandLoad]:
         """How much waits and runs, by band. Looks at every tenant: for pages and gauges."""
         return {band.priority: band.load for band in self._bands}
+
+    def demand(self) -> dict[str, tuple[float, int, float]]:
+        """By "<priority> <tenant>" its weight, the sequences that it runs and waits for here, and the cost of those
+        that run."""
+        return {f"{band.priority} {tenant}": own for band in self._bands for tenant, own in band.demand().items()}
+
+    def beside(self, demands: Iterable[Mapping[str, tuple[float, int, float]]]) -> None:
+        """What other gateways' tenants run and wait for now: a share is of all that runs, wherever it was asked for."""
+        by_band: dict[int, dict[str, tuple[float, int, float]]] = {band.priority: {} for band in self._bands}
+        for demand in demands:
+            for name, (weight, sequences, running) in demand.items():
+                priority, _, tenant = name.partition(" ")
+                there = by_band.setdefault(int(priority), {})
+                _, before, ran = there.get(tenant, (weight, 0, 0.0))
+                there[tenant] = (weight, before + sequences, ran + running)
+        for number, there in by_band.items():
+            self._band(number).beside(there)
 
     def counters(self) -> dict[str, float]:
         """Cost that each tenant was given here since this was called last; names are for `merge` to read."""
@@ -272,7 +289,7 @@ class FairQueue:
         warm = self._warm(band, fits)
         if warm is not None:
             return warm, self._below_share(warm), False
-        running, weight = self._running_from(band), band.active_weight
+        running, weight = self._running_from(band), band.active_weight + band.weight_elsewhere
         tried: list[_Misfit] = []
         asked = 0
         for _, _, flow in band.waiting:
@@ -282,7 +299,7 @@ class FairQueue:
             if asked > _LOOK:
                 break
             entry = flow.head
-            below = flow.running * weight < running * flow.weight
+            below = (flow.running + flow.elsewhere) * weight < running * flow.weight
             tokens = entry.work.input_tokens + entry.work.output_tokens
             uncached = entry.work.uncached_tokens
             for misfit in tried:
@@ -333,13 +350,13 @@ class FairQueue:
                 higher_waits = True
 
     def _running_from(self, top: Band) -> float:
-        """The cost of what runs in its band and lower ones."""
-        return sum([band.running for band in self._bands if band.priority <= top.priority])
+        """The cost of what runs in its band and lower ones, at all gateways."""
+        return sum([band.running + band.elsewhere for band in self._bands if band.priority <= top.priority])
 
     def _below_share(self, flow: Flow) -> bool:
         band = self._by_priority[flow.band]
-        weight = band.active_weight if flow.is_active else band.active_weight + flow.weight
-        return flow.running * weight < self._running_from(band) * flow.weight
+        weight = band.active_weight + band.weight_elsewhere + (0.0 if flow.is_active else flow.weight)
+        return (flow.running + flow.elsewhere) * weight < self._running_from(band) * flow.weight
 
     def _is_capped(self, flow: Flow) -> bool:
         return (

@@ -45,7 +45,7 @@ from ._keys import (
     TenantKeys,
 )
 from ._scripts import Script, load_script
-from ._share import Growth, ShareReply, packed_growth, share_call, share_reply, total_growth
+from ._share import Granted, Growth, Limited, ShareReply, Wanted, packed_growth, share_call, share_reply, total_growth
 from ._tasks import end_tasks
 
 __all__ = [
@@ -72,7 +72,9 @@ __all__ = [
     "Caller",
     "Coalescer",
     "EmbeddedStoreFailed",
+    "Granted",
     "Growth",
+    "Limited",
     "Mode",
     "ModelKeys",
     "Release",
@@ -86,6 +88,7 @@ __all__ = [
     "TenantKeys",
     "UsageSums",
     "Verdict",
+    "Wanted",
     "Window",
     "account_call",
     "account_reply",

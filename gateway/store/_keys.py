@@ -111,11 +111,12 @@ class ModelKeys:
     """The names of what gateway workers share about one model (see scripts/share.lua). The hash tag cannot be a
     tenant's: a tenant's name holds no colon.
 
-    gateways  hash    per worker: when it was last heard, and how far
+    gateways  hash    per worker: when it was last heard, what it told and what it was granted
     given     stream  what each has given tenants lately
+    knee      hash    the replicas' limits, and which worker adapts them
     """
 
-    __slots__ = ("gateways", "given")
+    __slots__ = ("gateways", "given", "knee")
 
     def __init__(self, model: str) -> None:
         assert model, "a model has a name"
@@ -123,6 +124,7 @@ class ModelKeys:
         prefix = f"mtok:{{model:{model}}}:"
         self.gateways = prefix + "gateways"
         self.given = prefix + "given"
+        self.knee = prefix + "knee"
 
 
 REPLICAS: Final = "mtok:replicas"

@@ -211,12 +211,16 @@ class World:
             self.busy_ms += service_ms
             self.predictor.answered(asked.tenant, "model", asked.output)
             self.queue.ended(work, input_tokens=PROMPT, cached_tokens=0, output_tokens=asked.output, now_ms=self.now_ms)
+            self._left(work)
             self.pump()
 
         self.clock.at(started_ms + service_ms, end)
         refill = self._refills.get(asked.tenant)
         if refill is not None:
             self.clock.at(started_ms, refill)
+
+    def _left(self, work: Work) -> None:
+        """Its answer has ended."""
 
     def _tell(self, asked: _Asked, refused: Turned) -> None:
         self.turned[asked.attempt] += 1

@@ -12,12 +12,12 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway import sharing
-from gateway.admission import Cost, Knee
+from gateway.admission import Cost
 from gateway.admission import _knee as knee
 from tests.integration.gateway.engine import Conversation, Engine, Received, recording
 from tests.integration.gateway.serving import ASKED, Served, eventually, key_of, policies, serve
 
-PATIENT = {"max_wait_s": 30, "slo": {"ttft_p99_ms": 600, "itl_p99_ms": 80}}
+PATIENT = {"max_wait_s": 30, "slo": {"ttft_p99_ms": 60_000, "itl_p99_ms": 80}}
 
 
 class Gates:
@@ -55,8 +55,9 @@ async def test_what_a_tenant_was_given_by_one_gateway_counts_at_the_other(
     engine: Engine, pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both wait at one gateway, `acme` first. Its turn comes after `rival`'s, since the other gateway has served it."""
-    monkeypatch.setattr(Knee, "_most", lambda *_, below_share: 1)
-    monkeypatch.setattr(knee, "LEAST_SEQUENCES", 1)
+    for name in ("FIRST_SEQUENCES", "LEAST_SEQUENCES", "MOST_SEQUENCES"):
+        monkeypatch.setattr(knee, name, 1)
+    monkeypatch.setattr(knee, "_extra", lambda _sequences: 0)
     here, there = pair
     gates = Gates("first")
     engine.script = gates.script
@@ -77,3 +78,40 @@ async def test_what_a_tenant_was_given_by_one_gateway_counts_at_the_other(
     assert [one.json["user"] for one in engine.received if "user" in one.json] == [
         *("first", "rival", "rival", "acme", "acme")
     ]
+
+
+async def test_two_gateways_together_send_a_replica_no_more_than_one_would(
+    engine: Engine, pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight places one gateway alone takes all; the other's come as the first one's answers end, until each has half
+    of them. When one is idle again, the other has all."""
+    for name in ("FIRST_SEQUENCES", "MOST_SEQUENCES"):
+        monkeypatch.setattr(knee, name, 8)
+    monkeypatch.setattr(knee, "_extra", lambda _sequences: 0)
+    monkeypatch.setattr(knee, "LEAST_PREFILL_TOKENS", 100_000)
+    here, there = pair
+    gates = Gates(*(f"{number}" for number in range(32)))
+    engine.script = gates.script
+
+    def ask(served: Served, numbers: range) -> list[asyncio.Task[Any]]:
+        return [asyncio.create_task(served.post({**ASKED, "user": f"{number}"})) for number in numbers]
+
+    def running(served: Served) -> int:
+        return line(served).knee(served.replica(engine)).load.sequences if line(served) else 0
+
+    first = ask(here, range(16))
+    await eventually(lambda: running(here) == 8)
+    second = ask(there, range(16, 32))
+    await eventually(lambda: running(there) == 1 and line(here).knee(here.replica(engine)).allowed.sequences < 8)
+    for number in range(4):
+        gates.of[f"{number}"].set()
+    await eventually(lambda: (running(here), running(there)) == (4, 4))
+    await eventually(lambda: len(engine.received) == 12)
+    for number in range(4, 16):
+        gates.of[f"{number}"].set()
+    await asyncio.gather(*first)
+    await eventually(lambda: running(there) == 8)
+    for gate in gates.of.values():
+        gate.set()
+    answers = await asyncio.gather(*second)
+    assert all(answer.status == 200 for answer in answers)
