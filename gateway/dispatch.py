@@ -198,6 +198,11 @@ class Line:
         """Whether anything has happened since this was set to False."""
         self.silent = False
         """Whether the others hear nothing of this line, since it had nothing to tell."""
+        self._note_places()
+
+    def _note_places(self) -> None:
+        """How many sequences all replicas may run, of which a tenant may hold a part."""
+        self.queue.sequences = sum(self.knee(replica).limits.sequences for replica in self._model.replicas)
 
     def share(self, pool: Pool, ask: Callable[[], None]) -> None:
         """Other workers use the replicas too: from now on this line has its part of them. `ask` asks for more of it
@@ -285,6 +290,8 @@ class Line:
         """Dispatches at once where nobody waits and there is room."""
         if len(self.queue):
             return None
+        if self.queue.has_its_share(slot.work):
+            return None
         below = self.queue.below_share(slot.work)
         if self._is_held(slot.work) or not self._fits(slot, below):
             return None
@@ -357,6 +364,7 @@ class Line:
         now_ms = self.now_ms()
         for slot in self._running.values():
             slot.tell_tokens(now_ms)
+        self._note_places()
         queued = len(self.queue) + (0 if self._pool is None else self._pool.queued_elsewhere)
         for replica, knee in self._knees.items():
             _observe(knee, replica, now_ms)

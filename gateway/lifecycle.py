@@ -177,7 +177,13 @@ class Lifecycle:
                     exchange = Exchange(
                         call=call,
                         view=view,
-                        body=_engine_body(view, body, model, reservation.output_cap or bound),
+                        body=_engine_body(
+                            view,
+                            body,
+                            model,
+                            bound=reservation.output_cap or bound,
+                            priority=self.policies.class_of(identity.tenant).priority,
+                        ),
                         passed_on=_passed_on(given),
                         model=model,
                         prefixes=prefixes,
@@ -322,6 +328,8 @@ class Lifecycle:
             arrived_ms=call.arrived_ms,
             deadline_ms=call.arrived_ms + int(service.max_wait_s * 1000),
             prefix=chain[0] if chain else 0,
+            max_share=float(service.max_share),
+            shortest_first=service.order == "shortest",
         )
         return self.dispatcher.slot(model, service.slo, work, streams=view.stream)
 
@@ -364,9 +372,12 @@ def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
     return b"".join(b"%b: %b\r\n" % (name, given[name]) for name in sorted(_PASSED_ON) if name in given)
 
 
-def _engine_body(view: RequestView, body: bytes, model: ModelFleet, bound: int | None) -> bytes:
-    """The client's body with what the gateway asks for: usage in streams, the granted bound, the model's own name."""
+def _engine_body(view: RequestView, body: bytes, model: ModelFleet, *, bound: int | None, priority: int) -> bytes:
+    """The client's body with what the gateway asks for: usage in streams, the granted bound, the model's own name, and
+    its class's priority, of which vLLM serves the lowest first."""
     replaced: dict[str, object] = {}
+    if model.spec.engine_priority == "pass" and view.endpoint.has_priority:
+        replaced["priority"] = -priority
     if bound is not None:
         replaced[view.output_field] = bound
     if view.model != model.spec.name:

@@ -23,7 +23,7 @@ class Band:
     """The tenants of one priority. `backlog` and `running` are costs, `owed` what it may take before higher bands, and
     `out_of_turn` what others were given since the one whose turn it is became that."""
 
-    def __init__(self, priority: int, *, credit_tokens: float, locality_tokens: float, shortest_first: bool) -> None:
+    def __init__(self, priority: int, *, credit_tokens: float, locality_tokens: float) -> None:
         self.priority = priority
         self.waiting: list[tuple[float, int, Flow]] = []
         """By counter. A sorted list: with 10,000 tenants its moves cost less than a heap's stale items."""
@@ -39,7 +39,6 @@ class Band:
         self.active_weight = 0.0
         self._credit_tokens = credit_tokens
         self._locality_tokens = locality_tokens
-        self._shortest_first = shortest_first
         self._flows: dict[str, Flow] = {}
         self._elsewhere: dict[str, float] = {}
         self._virtual_time = 0.0
@@ -74,7 +73,7 @@ class Band:
             if len(self._flows) >= self._forget_at:
                 self._forget()
             self._order += 1
-            flow = Flow(tenant, self.priority, self._order, weight=weight, shortest_first=self._shortest_first)
+            flow = Flow(tenant, self.priority, self._order, weight=weight)
             flow.counter = self._virtual_time
             flow.elsewhere = self._elsewhere.get(tenant, 0.0)
             self._flows[tenant] = flow

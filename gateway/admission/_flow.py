@@ -40,7 +40,6 @@ class Flow:
         "_dead",
         "_first",
         "_heap",
-        "_shortest_first",
         "_sizes",
         "backlog",
         "band",
@@ -52,12 +51,13 @@ class Flow:
         "overtaken",
         "running",
         "sequences",
+        "shortest_first",
         "tenant",
         "waiting",
         "weight",
     )
 
-    def __init__(self, tenant: str, band: int, order: int, *, weight: float, shortest_first: bool) -> None:
+    def __init__(self, tenant: str, band: int, order: int, *, weight: float) -> None:
         self.tenant = tenant
         self.band = band
         self.order = order
@@ -72,8 +72,8 @@ class Flow:
         self.waiting = 0
         self.overtaken = 0.0
         self._first = 0.0
-        self._shortest_first = shortest_first
-        self._sizes = [0.0] * SIZES if shortest_first else []
+        self.shortest_first = False
+        self._sizes: list[float] = []
         self._heap: list[tuple[int, float, int, Entry]] = []
         self._dead = 0
 
@@ -90,18 +90,24 @@ class Flow:
             self._dead -= 1
         return self._heap[0][3]
 
+    def go_by_size(self, shortest_first: bool) -> None:
+        """By size, not by arrival; or by arrival again. While something waits its order stays."""
+        if not self.waiting:
+            self.shortest_first = shortest_first
+            self._sizes = [0.0] * SIZES if shortest_first else []
+
     def ahead(self, cost: float, *, retry: bool) -> float:
         """The cost of those that would go before a newcomer that costs `cost`."""
         if retry:
             return self.backlog
-        if not self._shortest_first:
+        if not self.shortest_first:
             return self._first
         size = _size(cost)
         return sum(self._sizes[:size]) + self._sizes[size] / 2
 
     def push(self, entry: Entry) -> None:
         entry.waits = True
-        size = entry.cost if self._shortest_first else 0.0
+        size = entry.cost if self.shortest_first else 0.0
         heappush(self._heap, (entry.rank, size, entry.sequence, entry))
         self.waiting += 1
         self._count(entry, entry.cost)
@@ -130,7 +136,7 @@ class Flow:
         self.backlog += cost
         if entry.rank <= 0:
             self._first += cost
-            if self._shortest_first:
+            if self.shortest_first:
                 self._sizes[_size(entry.cost)] += cost
 
 

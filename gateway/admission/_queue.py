@@ -50,7 +50,6 @@ class FairQueue:
         lowest_band_floor: float = LOWER_BAND_FLOOR,
         locality_tokens: float = LOCALITY_TOKENS,
         credit_tokens: float = CREDIT_TOKENS,
-        shortest_first: bool = False,
     ) -> None:
         self.sequences: int | None = None
         self.is_held: Callable[[Work], bool] = _never
@@ -58,7 +57,6 @@ class FairQueue:
         self._floor = lowest_band_floor
         self._locality_tokens = locality_tokens
         self._credit_tokens = credit_tokens
-        self._shortest_first = shortest_first
         self._bands: list[Band] = []
         self._by_priority: dict[int, Band] = {}
         self._entries: dict[str, Entry] = {}
@@ -236,7 +234,6 @@ class FairQueue:
                 priority,
                 credit_tokens=self._credit_tokens,
                 locality_tokens=self._locality_tokens,
-                shortest_first=self._shortest_first,
             )
             self._bands.append(band)
             self._bands.sort(key=lambda band: -band.priority)
@@ -245,6 +242,8 @@ class FairQueue:
     def _entry(self, work: Work, cost: float) -> Entry:
         flow = self._band(work.band).flow(work.tenant, work.weight)
         flow.max_share = work.max_share
+        if flow.shortest_first is not work.shortest_first:
+            flow.go_by_size(work.shortest_first)
         self._sequence += 1
         entry = self._entries[work.id] = Entry(work, flow, cost, self._sequence)
         return entry
@@ -357,6 +356,14 @@ class FairQueue:
         band = self._by_priority[flow.band]
         weight = band.active_weight + band.weight_elsewhere + (0.0 if flow.is_active else flow.weight)
         return (flow.running + flow.elsewhere) * weight < self._running_from(band) * flow.weight
+
+    def has_its_share(self, work: Work) -> bool:
+        """Whether its tenant holds all the places that it may hold at most."""
+        if work.max_share >= 1.0:
+            return False
+        flow = self._band(work.band).flow(work.tenant, work.weight)
+        flow.max_share = work.max_share
+        return self._is_capped(flow)
 
     def _is_capped(self, flow: Flow) -> bool:
         return (

@@ -12,7 +12,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `input_tokens` is the whole prompt, of which `cached_tokens` are predicted to be in a replica's cache;
     `output_tokens` is the predicted answer. `retry`: the client has tried before. `deadline_ms` is the latest time
     at which it may be dispatched. `prefix` is the first block of its prefix chain, 0 where there is none. `max_share`
-    is the part of the replicas' sequences that its tenant may hold at most, even where the rest is idle.
+    is the part of the replicas' sequences that its tenant may hold at most, even where the rest is idle. With
+    `shortest_first` its tenant's requests of this band go by size, not by arrival.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline_ms: int
     prefix: int = 0
     max_share: float = 1.0
+    shortest_first: bool = False
 
     @property
     def uncached_tokens(self) -> int:

@@ -15,6 +15,8 @@ from ._scopes import NO_SCOPES, Scopes, scopes_with
 Engine = Literal["vllm"]
 JournalFailure = Literal["refuse", "serve"]
 StoreFailure = Literal["refuse", "degrade"]
+EnginePriority = Literal["pass", "ignore"]
+Order = Literal["arrival", "shortest"]
 Disconnect = Literal["abort", "finish"]
 SinkFormat = Literal["cloudevents", "lago"]
 Excess = Literal["refuse", "cap"]
@@ -73,7 +75,8 @@ class ContextSpec:
 class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
     an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `tokenizer` is the path
-    of its `tokenizer.json`; `limits` are of all tenants together."""
+    of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its engines schedule by priority,
+    and are told that of the request's class."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
@@ -83,6 +86,7 @@ class ModelSpec:
     context: ContextSpec | None = None
     tokenizer: str | None = None
     on_disconnect: Disconnect = "abort"
+    engine_priority: EnginePriority = "ignore"
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
     limits: ScopeLimitsSpec | None = None
@@ -165,12 +169,15 @@ class SloSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassSpec:
-    """A service class: strict priority band, weight within it, longest wait in the queue."""
+    """A service class: strict priority band, weight within it, longest wait in the queue. A tenant holds at most
+    `max_share` of the replicas' places; its own requests go in `order`."""
 
     name: str
     priority: int = 0
     weight: Decimal = Decimal(1)
     max_wait_s: Decimal = Decimal(2)
+    max_share: Decimal = Decimal(1)
+    order: Order = "arrival"
     slo: SloSpec = field(default_factory=SloSpec)
     context: ContextSpec | None = None
 

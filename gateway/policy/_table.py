@@ -268,6 +268,12 @@ MODEL = Record(
             "billed whole (finish).",
             aka=("on_client_disconnect", "disconnect"),
         ),
+        "engine_priority": Field(
+            shape=Choice(options=("pass", "ignore")),
+            about="pass: the engines run with --scheduling-policy priority, and get the priority of a request's class; "
+            "what a client sends as priority is replaced. Default ignore.",
+            aka=("priority", "scheduling_policy"),
+        ),
         "gpu": Field(shape=GPU, about="What each replica runs on.", aka=("hardware",)),
         "limits": Field(shape=_limits_of("a model"), about="What all tenants may use of it together.", aka=("limit",)),
         "price": Field(shape=PRICE, about="What tenants pay for this model.", aka=("pricing", "cost")),
@@ -419,6 +425,16 @@ CLASS = Record(
             shape=Number(unit=units.SECONDS, whole=False, minimum=Decimal(0), exclusive=True, maximum=Decimal(600)),
             about="Longest wait for a slot, in seconds (default 2).",
             aka=("timeout", "max_wait", "queue_timeout_s"),
+        ),
+        "max_share": Field(
+            shape=Number(unit=units.PLAIN, whole=False, minimum=Decimal(0), exclusive=True, maximum=Decimal(1)),
+            about="Part of the replicas' places that one tenant may hold, even where the rest is idle (default 1).",
+            aka=("share", "max_fraction"),
+        ),
+        "order": Field(
+            shape=Choice(options=("arrival", "shortest")),
+            about="Whose turn it is within a tenant: first come first served (arrival, the default), or the shortest.",
+            aka=("ordering", "discipline"),
         ),
         "slo": Field(shape=SLO, about="Latency targets of this class."),
         "context": Field(shape=CONTEXT, about="How long requests of this class may be; the smallest limit wins."),

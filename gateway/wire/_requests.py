@@ -50,6 +50,8 @@ class Endpoint(Enum):
         """Whether usage in a stream has to be asked for, with OpenAI's `stream_options`."""
         self.generates = self.has_stream_options or path in ("/v1/responses", "/v1/messages")
         """Whether an answer holds output tokens."""
+        self.has_priority = self.has_stream_options or path == "/v1/responses"
+        """Whether vLLM's requests have a `priority` here."""
         self.computes = self.generates or path == "/v1/embeddings"
         """Whether it takes GPU time, so that its tokens are limited and billed."""
 

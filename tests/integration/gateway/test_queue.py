@@ -44,6 +44,34 @@ def waiting(served: Served, count: int) -> Any:
     return eventually(lambda: "tiny" in served.lifecycle.dispatcher.lines and len(line(served).queue) == count)
 
 
+async def test_a_tenant_holds_no_more_than_its_largest_share(
+    engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four places half, though nobody else wants one; another tenant finds the rest free."""
+    monkeypatch.setattr(knee, "FIRST_SEQUENCES", 4)
+    gate = Gate()
+    engine.script = gate.script
+    served = await start(engine, service=PATIENT | {"max_share": 0.5}, rival_uses="tiny")
+    answers = [asyncio.create_task(served.post()) for _ in range(3)]
+    await waiting(served, 1)
+    await eventually(lambda: len(engine.received) == 2)
+    answers.append(asyncio.create_task(served.post(key=key_of("rival"))))
+    await eventually(lambda: len(engine.received) == 3)
+    gate.open.set()
+    assert [answer.status for answer in await asyncio.gather(*answers)] == [200] * 4
+
+
+@pytest.mark.parametrize(("passed", "priority"), [("pass", -10), ("ignore", 3)])
+async def test_engines_that_schedule_by_priority_get_that_of_the_class(
+    engine: Engine, start: Start, passed: str, priority: int
+) -> None:
+    """vLLM serves the lowest first, so it is the class's negated; what a client sends itself is replaced."""
+    engine.script = recording("chat").script()
+    served = await start(engine, service={"priority": 10}, engine_priority=passed)
+    assert (await served.post(ASKED | {"priority": 3})).status == 200
+    assert engine.received[0].json["priority"] == priority
+
+
 async def test_the_second_request_waits_for_the_first_to_end(engine: Engine, start: Start) -> None:
     gate = Gate()
     engine.script = gate.script

@@ -26,6 +26,7 @@ def work(
     deadline_ms: int = 1_000_000,
     prefix: int = 0,
     max_share: float = 1.0,
+    shortest_first: bool = False,
 ) -> Work:
     return Work(
         id=name,
@@ -40,6 +41,7 @@ def work(
         deadline_ms=deadline_ms,
         prefix=prefix,
         max_share=max_share,
+        shortest_first=shortest_first,
     )
 
 
@@ -130,10 +132,14 @@ def test_first_attempts_go_before_retries_of_the_same_tenant() -> None:
 
 
 def test_shortest_first_within_a_tenant() -> None:
-    queue = FairQueue(shortest_first=True)
-    offer(queue, work("long", tokens=500), work("short", tokens=50), work("mid", tokens=100))
+    queue = FairQueue()
+    sizes = {"long": 500, "short": 50, "mid": 100}
+    offer(queue, *(work(name, tokens=tokens, shortest_first=True) for name, tokens in sizes.items()))
+    offer(queue, *(work(f"b {name}", "b", tokens=tokens) for name, tokens in sizes.items()))
 
-    assert drain(queue) == ["short", "mid", "long"]
+    served = drain(queue)
+    assert [name for name in served if name in sizes] == ["short", "mid", "long"]
+    assert [name for name in served if name not in sizes] == ["b long", "b short", "b mid"]
 
 
 def test_a_tenant_that_returns_has_no_credit_from_its_absence() -> None:

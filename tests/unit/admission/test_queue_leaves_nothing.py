@@ -26,7 +26,7 @@ STEPS = st.lists(
 def test_sums_return_to_zero(
     steps: list[tuple[str, int, int, int, int]], shortest_first: bool, sequences: int | None
 ) -> None:
-    queue = FairQueue(shortest_first=shortest_first, credit_tokens=3000.0)
+    queue = FairQueue(credit_tokens=3000.0)
     queue.sequences = sequences
     waiting: dict[str, Work] = {}
     running: dict[str, Work] = {}
@@ -58,6 +58,7 @@ def test_sums_return_to_zero(
             retry=tokens % 5 == 0,
             arrived_ms=now_ms,
             deadline_ms=now_ms + 1000,
+            shortest_first=shortest_first,
             prefix=tokens % 2,
             max_share=0.5 if tenant == 0 else 1.0,
         )
