@@ -12,6 +12,7 @@ from gateway.wire import Endpoint, RequestView
 _members = msgspec.json.Decoder(dict[str, Raw])
 _prompts = msgspec.json.Decoder(list[Raw])
 _encode = msgspec.json.Encoder().encode
+_NOTHING = Raw()
 
 _CHAT_FIELDS = (
     "messages",
@@ -23,6 +24,10 @@ _CHAT_FIELDS = (
     "chat_template_kwargs",
     "mm_processor_kwargs",
 )
+
+_MESSAGES_FIELDS = ("messages", "system", "tools", "tool_choice", "thinking", "output_config", "chat_template_kwargs")
+_MORE_THAN_INPUT = ("tools", "reasoning", "chat_template_kwargs")
+"""Members of a Responses request that may be in its prompt, and no chat made of its items has."""
 
 
 class _Part(msgspec.Struct):
@@ -47,20 +52,22 @@ def questions(view: RequestView, body: bytes, model: str) -> list[tuple[str, byt
     members = _members.decode(body)
     match view.endpoint:
         case Endpoint.CHAT:
-            chat = {name: members[name] for name in _CHAT_FIELDS if name in members}
+            chat: dict[str, object] = {name: members[name] for name in _CHAT_FIELDS if name in members}
+            if effort := _effort(members):
+                chat["chat_template_kwargs"] = effort
             return [("/tokenize", _encode({"model": model, **chat}))]
         case Endpoint.COMPLETIONS | Endpoint.EMBEDDINGS:
             raw = members.get("prompt" if view.endpoint is Endpoint.COMPLETIONS else "input")
-            if raw is None or view.prompt_tokens is not None:
+            if raw is None or view.prompt_tokens is not None or view.open_ended or "prompt_embeds" in members:
                 return []
             prompts = [raw] if _is_string(raw) else _prompts.decode(raw)
             extra = {name: members[name] for name in ("add_special_tokens",) if name in members}
             return [("/tokenize", _encode({"model": model, "prompt": prompt, **extra})) for prompt in prompts]
         case Endpoint.MESSAGES:
-            wanted = {name: members[name] for name in ("messages", "system", "tools", "tool_choice") if name in members}
+            wanted = {name: members[name] for name in _MESSAGES_FIELDS if name in members}
             return [("/v1/messages/count_tokens", _encode({"model": model, **wanted}))]
         case Endpoint.RESPONSES:
-            messages = _response_messages(members)
+            messages = [] if view.open_ended or _has_more_than_input(members) else _response_messages(members)
             return [("/tokenize", _encode({"model": model, "messages": messages}))] if messages else []
         case _:
             return []
@@ -87,6 +94,25 @@ def _response_messages(members: dict[str, Raw]) -> list[dict[str, str]]:
         content = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
         messages.append({"role": item.role, "content": content})
     return messages
+
+
+def _effort(members: dict[str, Raw]) -> dict[str, Raw] | None:
+    """The template's arguments of a chat that names its reasoning effort: vLLM's chats give it to the template, its
+    `/tokenize` does not know the member."""
+    effort = members.get("reasoning_effort")
+    if effort is None or not _is_string(effort):
+        return None
+    given = members.get("chat_template_kwargs", _NOTHING)
+    thinks = Raw(b"false" if bytes(effort) == b'"none"' else b"true")
+    return {
+        "enable_thinking": thinks,
+        **(_members.decode(given) if bytes(given)[:1] == b"{" else {}),
+        "reasoning_effort": effort,
+    }
+
+
+def _has_more_than_input(members: dict[str, Raw]) -> bool:
+    return any(bytes(members[name]) not in (b"null", b"[]") for name in _MORE_THAN_INPUT if name in members)
 
 
 def _is_string(raw: Raw) -> bool:

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from gateway.errors import Refusal, RefusedBy
 from gateway.wire import Endpoint, RequestView
 
-TEMPLATE_TOKENS = 256
-"""Room for what a chat template adds to a prompt's own bytes: roles, separators, a default system text."""
+TEMPLATE_TOKENS = 640
+"""Room for what a chat template adds to a prompt's own bytes: roles, separators, a default system text. Those of
+Mistral's models are the longest, some 500 tokens."""
 RAW_BYTES_PER_TOKEN_MAX = 768
 """JSON spends at most 6 bytes on one byte of text (`\\u0041`), and no known vocabulary has tokens over 128 bytes."""
 BYTES_PER_TOKEN = 4
@@ -196,9 +197,9 @@ def output_most(view: RequestView, prompt_least: int, limits: ContextLimits) -> 
 
 
 def _text_most(view: RequestView) -> int:
-    if view.attachments or view.own_template:
+    if view.attachments or view.open_ended:
         return UNBOUNDED_TOKENS
-    return len(view.prompt) + view.tools_bytes + TEMPLATE_TOKENS
+    return len(view.prompt) + view.added_bytes + TEMPLATE_TOKENS
 
 
 def _within(longest: int, limits: ContextLimits) -> bool:

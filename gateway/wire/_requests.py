@@ -15,7 +15,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from gateway.errors import Refusal, Refused
 
-from ._attachments import attachments
+from ._attachments import ONLY_TEXTS, beside_texts, beside_texts_of_items
+from ._templates import composing_bytes, only_switches, tools_bytes
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -23,11 +24,6 @@ _NOTHING = Raw()
 
 COMPLETION_TOKENS = 16
 """What /v1/completions generates for a client that does not say: OpenAI's default and vLLM's. `null` is no default."""
-
-
-TOOLS_TEMPLATE_BYTES = 1024
-"""How to call tools, as templates tell it to models; Command R's is the longest that is known, some 700 tokens,
-and a bound of tokens is all that this is for."""
 
 
 class Endpoint(Enum):
@@ -62,9 +58,10 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     `prompt` holds the raw JSON the prompt is made of, most stable part first: input of the prefix chain and an upper
     bound of its length (a token is at least one byte). `prompt_tokens` (all prompts) and `longest_tokens` (the longest
     of them) are known only when the client sent token ids.
-    `attachments` counts its parts that are no text (`attachment_bytes` of it), `own_template` is whether the client
-    says itself how messages become text: of neither do bytes bound the tokens. `tools_bytes` is what a template may
-    write of tools and calls beyond their JSON in `prompt`; 0 without any.
+    `attachments` counts its parts that are no text (`attachment_bytes` of it), `open_ended` is whether the client
+    says itself how messages become text, or has the engine add some: of neither do bytes bound the tokens.
+    `added_bytes` is what a template may write of tools and calls beyond their JSON in `prompt`, and what a tokenizer
+    may make of the letters.
     `answers` is how many sequences the engine will generate (samples × prompts), `prompts` how many it must read.
     `output_tokens` is the client's own bound per answer, `output_field` the field it stands in or would stand in.
     `user` and `metadata` are raw JSON, unchecked and empty when not sent: nothing but the split of usage needs them.
@@ -77,8 +74,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     longest_tokens: int | None = None
     attachments: int = 0
     attachment_bytes: int = 0
-    own_template: bool = False
-    tools_bytes: int = 0
+    open_ended: bool = False
+    added_bytes: int = 0
     stream: bool = False
     prompts: int = 1
     samples: int = 1
@@ -114,6 +111,8 @@ class _Chat(_SaysOfItself, kw_only=True):
     tools: Raw | UnsetType = UNSET
     documents: Raw = _NOTHING
     chat_template: Raw = _NOTHING
+    chat_template_kwargs: Raw = _NOTHING
+    response_format: Raw = _NOTHING
     stream: bool | None = None
     stream_options: _StreamOptions | UnsetType | None = UNSET
     max_tokens: Count | None = None
@@ -124,7 +123,7 @@ class _Chat(_SaysOfItself, kw_only=True):
 class _Completions(_SaysOfItself, kw_only=True):
     model: str
     prompt: Raw | UnsetType = UNSET
-    prompt_embeds: Raw | UnsetType = UNSET
+    prompt_embeds: Raw = _NOTHING
     stream: bool | None = None
     stream_options: _StreamOptions | UnsetType | None = UNSET
     max_tokens: Count | None = COMPLETION_TOKENS
@@ -137,6 +136,10 @@ class _Responses(_SaysOfItself, kw_only=True):
     input: Raw
     instructions: Raw | UnsetType = UNSET
     tools: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw = _NOTHING
+    previous_response_id: Raw = _NOTHING
+    previous_input_messages: Raw = _NOTHING
+    prompt: Raw = _NOTHING
     stream: bool | None = None
     max_output_tokens: Count | None = None
 
@@ -149,6 +152,8 @@ class _Messages(Struct):
     stream: bool | None = None
     max_tokens: Count | None = None
     metadata: Raw = _NOTHING
+    chat_template_kwargs: Raw = _NOTHING
+    output_config: Raw = _NOTHING
 
 
 class _MessagesMetadata(Struct):
@@ -158,6 +163,8 @@ class _MessagesMetadata(Struct):
 class _Embeddings(_SaysOfItself, kw_only=True):
     model: str
     input: Raw
+    messages: Raw = _NOTHING
+    padding: Raw = _NOTHING
 
 
 class _Tokenize(Struct):
@@ -202,18 +209,22 @@ def _parse_chat(body: bytes) -> RequestView:
     _require_items(view.messages, "messages")
     messages = bytes(view.messages)
     prompt = messages if view.tools is UNSET else bytes(view.tools) + messages
-    attached, attached_bytes = attachments(messages)
-    if view.documents and bytes(view.documents) != b"null":
-        attached += 1
+    beside = beside_texts(messages)
+    added = beside.calls_bytes if prompt.isascii() else beside.calls_bytes + composing_bytes(prompt)
+    open_ended = False
+    if view.tools is not UNSET or view.chat_template or view.chat_template_kwargs or view.response_format:
+        room = _template_room(view.tools, view.response_format, view.chat_template_kwargs)
+        open_ended = room is None or _is_given(view.chat_template)
+        added += room or 0
     output_field = "max_tokens" if view.max_completion_tokens is None else "max_completion_tokens"
     return RequestView(
         endpoint=Endpoint.CHAT,
         model=view.model,
         prompt=prompt,
-        attachments=attached,
-        attachment_bytes=attached_bytes,
-        tools_bytes=_tools_bytes(view.tools, messages),
-        own_template=bool(view.chat_template) and bytes(view.chat_template) != b"null",
+        attachments=beside.attachments + 1 if _is_given(view.documents) else beside.attachments,
+        attachment_bytes=beside.attachment_bytes,
+        open_ended=open_ended,
+        added_bytes=added,
         stream=bool(view.stream),
         samples=view.n or 1,
         output_tokens=view.max_completion_tokens or view.max_tokens,
@@ -226,19 +237,23 @@ def _parse_chat(body: bytes) -> RequestView:
 
 def _parse_completions(body: bytes) -> RequestView:
     view = _completions.decode(body)
-    if view.prompt is UNSET or bytes(view.prompt) == b"null":
-        if view.prompt_embeds is UNSET:
-            raise _bad("prompt", "'prompt' is missing. Send a string, an array of strings, or token ids.")
-        prompt, prompts, lengths = bytes(view.prompt_embeds), 1, None
-    else:
+    prompt, prompts, lengths = b"", 0, None
+    if view.prompt is not UNSET and bytes(view.prompt) != b"null":
         prompt = bytes(view.prompt)
         prompts, lengths = _count_prompts(prompt, "prompt")
+    if _is_given(view.prompt_embeds):
+        embeds = bytes(view.prompt_embeds)
+        prompt, lengths = prompt + embeds, None
+        prompts += len(_raw_list.decode(embeds)) if embeds[:1] == b"[" else 1
+    if not prompts:
+        raise _bad("prompt", "'prompt' is missing. Send a string, an array of strings, or token ids.")
     return RequestView(
         endpoint=Endpoint.COMPLETIONS,
         model=view.model,
         prompt=prompt,
         prompt_tokens=None if lengths is None else sum(lengths),
         longest_tokens=None if lengths is None else max(lengths),
+        added_bytes=composing_bytes(prompt),
         stream=bool(view.stream),
         prompts=prompts,
         samples=max(view.n or 1, view.best_of or 1),
@@ -253,17 +268,20 @@ def _parse_responses(body: bytes) -> RequestView:
     view = _responses.decode(body)
     prompt = bytes(view.input)
     _require_prompt(prompt, "input")
-    attached, attached_bytes = attachments(prompt) if prompt[:1] == b"[" else (0, 0)
+    beside = beside_texts_of_items(prompt) if prompt[:1] == b"[" else ONLY_TEXTS
     for part in (view.instructions, view.tools):
         if part is not UNSET:
             prompt = bytes(part) + prompt
+    room = _template_room(view.tools, _NOTHING, view.chat_template_kwargs)
+    continues = (view.previous_response_id, view.previous_input_messages, view.prompt)
     return RequestView(
         endpoint=Endpoint.RESPONSES,
         model=view.model,
         prompt=prompt,
-        attachments=attached,
-        attachment_bytes=attached_bytes,
-        tools_bytes=_tools_bytes(view.tools, bytes(view.input)),
+        attachments=beside.attachments,
+        attachment_bytes=beside.attachment_bytes,
+        open_ended=room is None or any(map(_is_given, continues)),
+        added_bytes=(room or 0) + beside.calls_bytes + composing_bytes(prompt),
         stream=bool(view.stream),
         output_tokens=view.max_output_tokens,
         output_field="max_output_tokens",
@@ -283,17 +301,19 @@ def _parse_count_tokens(body: bytes) -> RequestView:
 def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
     _require_items(view.messages, "messages")
     prompt = bytes(view.messages)
-    attached, attached_bytes = attachments(prompt)
+    beside = beside_texts(prompt)
     for part in (view.system, view.tools):
         if part is not UNSET:
             prompt = bytes(part) + prompt
+    room = _template_room(view.tools, view.output_config, view.chat_template_kwargs)
     return RequestView(
         endpoint=endpoint,
         model=view.model,
         prompt=prompt,
-        attachments=attached,
-        attachment_bytes=attached_bytes,
-        tools_bytes=_tools_bytes(view.tools, bytes(view.messages)),
+        attachments=beside.attachments,
+        attachment_bytes=beside.attachment_bytes,
+        open_ended=room is None,
+        added_bytes=(room or 0) + beside.calls_bytes + composing_bytes(prompt),
         stream=bool(view.stream),
         output_tokens=view.max_tokens,
         user=_messages_user(bytes(view.metadata)) if view.metadata else b"",
@@ -305,13 +325,16 @@ def _parse_embeddings(body: bytes) -> RequestView:
     view = _embeddings.decode(body)
     prompt = bytes(view.input)
     prompts, lengths = _count_prompts(prompt, "input")
+    open_ended = _is_given(view.messages) or _is_given(view.padding)
     return RequestView(
         endpoint=Endpoint.EMBEDDINGS,
         model=view.model,
         prompt=prompt,
         prompts=prompts,
-        prompt_tokens=None if lengths is None else sum(lengths),
-        longest_tokens=None if lengths is None else max(lengths),
+        prompt_tokens=None if lengths is None or open_ended else sum(lengths),
+        longest_tokens=None if lengths is None or open_ended else max(lengths),
+        open_ended=open_ended,
+        added_bytes=composing_bytes(prompt),
         user=_user(view),
         metadata=bytes(view.metadata) if view.metadata else b"",
     )
@@ -336,14 +359,29 @@ _PARSERS = {
 }
 
 
-def _tools_bytes(tools: Raw | UnsetType, messages: bytes) -> int:
-    """Templates write tools with four spaces for each level, and a call's arguments with one after `,` and `:`."""
+def _template_room(tools: Raw | UnsetType, schema: Raw, template_kwargs: Raw) -> int | None:
+    """The bytes that a template may write of tools, of an answer's schema and of what is chosen for it, beyond those of
+    `prompt`; None where nothing bounds them."""
     added = 0
-    if tools is not UNSET:
-        added = TOOLS_TEMPLATE_BYTES + len(msgspec.json.format(bytes(tools), indent=4))
-    if b"_call" in messages or (messages.find(b"[", 1) > 0 and b"tool_use" in messages):
-        added += messages.count(b",") + messages.count(b":")
+    if tools is not UNSET and bytes(tools) not in (b"null", b"[]"):
+        of_tools = tools_bytes(bytes(tools))
+        if of_tools is None:
+            return None
+        added += of_tools
+    if _is_given(schema):
+        of_schema = tools_bytes(bytes(schema))
+        if of_schema is None:
+            return None
+        added += of_schema + len(bytes(schema))
+    if _is_given(template_kwargs):
+        if not only_switches(bytes(template_kwargs)):
+            return None
+        added += len(bytes(template_kwargs))
     return added
+
+
+def _is_given(raw: Raw) -> bool:
+    return bool(raw) and bytes(raw) != b"null"
 
 
 def _user(view: _SaysOfItself) -> bytes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,7 +185,26 @@ def test_questions_to_the_tokenizer() -> None:
         )
     ]
     assert asked(Endpoint.RESPONSES, input=[{"type": "function_call_output", "output": "x"}]) == []
+    assert asked(Endpoint.RESPONSES, input="x", tools=[], previous_response_id=None) != []
     assert asked(Endpoint.TOKENIZE, prompt="x") == []
+    ((_, effort),) = asked(Endpoint.CHAT, messages=messages, reasoning_effort="none", chat_template_kwargs={"a": 1})
+    assert effort["chat_template_kwargs"] == {"a": 1, "enable_thinking": False, "reasoning_effort": "none"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        (Endpoint.RESPONSES, {"input": "x", "tools": [{"type": "function", "name": "f"}]}),
+        (Endpoint.RESPONSES, {"input": "x", "previous_response_id": "resp_1"}),
+        (Endpoint.RESPONSES, {"input": "x", "reasoning": {"effort": "high"}}),
+        (Endpoint.EMBEDDINGS, {"input": "x", "padding": "max_length"}),
+        (Endpoint.EMBEDDINGS, {"input": "x", "messages": [{"role": "user", "content": "x"}]}),
+        (Endpoint.COMPLETIONS, {"prompt": "x", "prompt_embeds": "AAAA"}),
+    ],
+)
+def test_no_question_where_the_answer_would_be_too_small(endpoint: Endpoint, fields: dict[str, Any]) -> None:
+    """The engine's tokenizer would be asked about a part of the prompt, and the rest would be called counted."""
+    assert asked(endpoint, **fields) == []
 
 
 @given(
@@ -353,7 +374,7 @@ def test_bytes_bound_no_picture() -> None:
 
 
 SCHEMAS = st.recursive(
-    st.integers(0, 9) | st.text(alphabet='a"\\é中', max_size=5),
+    st.integers(0, 9) | st.text(alphabet='a"\\é中[},:', max_size=5),
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(alphabet="ab", max_size=3), inner, max_size=4),
     max_leaves=40,
 )
@@ -398,3 +419,42 @@ def test_the_refusal_keeps_the_rule_and_its_numbers(limits: dict[str, Any], kept
     )
     assert refused is not None
     assert refused.refused_by == kept
+
+
+def test_what_templates_write_longer_than_clients_do() -> None:
+    """A tag around each parameter of a call, as Qwen3-Coder's template has them, and numbers in full."""
+    members = ",".join(f'"m{at}":{at}' for at in range(300))
+    numbers = ",".join(["1e15"] * 300)
+    tags = "".join(f"<parameter=m{at}>\n{at}\n</parameter>\n" for at in range(300))
+    for said, tokens in ((f"{{{members}}}", len(tags) // 2), (f'{{"a":[{numbers}]}}', 300 * len("1000000000000000.0"))):
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": said}}
+        used = {"type": "tool_use", "id": "1", "name": "f", "input": msgspec.Raw(said.encode())}
+        for endpoint, field, item in (
+            (Endpoint.CHAT, "messages", {"role": "assistant", "tool_calls": [call]}),
+            (Endpoint.RESPONSES, "input", {"type": "function_call", "call_id": "1", "name": "f", "arguments": said}),
+            (Endpoint.MESSAGES, "messages", {"role": "assistant", "content": [used]}),
+        ):
+            body = msgspec.json.encode({"model": "tiny", field: [{"role": "user", "content": "x"}, item]})
+            assert tokens <= most(parse(endpoint, body)).total
+
+
+def test_a_schema_for_the_answer_may_be_in_the_prompt() -> None:
+    """Some templates show it to the model."""
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["x" * 50] * 100}}}
+    bare = chat_view([{"role": "user", "content": "x"}])
+    asks = chat_view([{"role": "user", "content": "x"}], response_format=schema)
+    assert most(asks).total - most(bare).total >= len(json.dumps(schema, indent=4))
+
+
+@given(
+    text=st.text(alphabet="\U0001d160\u0958\ufb2c\u0344e\u0301\u0323\u00e9中", max_size=40), ascii_only=st.booleans()
+)
+def test_letters_that_get_longer_when_composed_are_bounded(text: str, ascii_only: bool) -> None:
+    """Qwen's tokenizer puts texts into NFC, which makes twelve bytes, and as many tokens, of the four of U+1D160."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": text}]}
+    view = parse(Endpoint.CHAT, json.dumps(body, ensure_ascii=ascii_only).encode())
+    assert len(unicodedata.normalize("NFC", text).encode()) + 640 <= most(view).total
+    many = text * 100
+    body = {"model": "tiny", "prompt": many}
+    view = parse(Endpoint.COMPLETIONS, json.dumps(body, ensure_ascii=ascii_only).encode())
+    assert len(unicodedata.normalize("NFC", many).encode()) <= most(view).total

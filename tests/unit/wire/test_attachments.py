@@ -83,5 +83,58 @@ def test_responses_items_and_messages_blocks() -> None:
 def test_documents_and_a_clients_own_template() -> None:
     """Both put more into a prompt than its messages hold; `null` is none."""
     assert chat("x", documents=[{"text": "a"}]).attachments == 1
-    assert chat("x", documents=None, chat_template=None) == chat("x")
-    assert chat("x", chat_template="{% for i in range(9999) %}x{% endfor %}").own_template
+    assert chat("x", documents=None, chat_template=None, chat_template_kwargs=None) == chat("x")
+    assert chat("x", chat_template="{% for i in range(9999) %}x{% endfor %}").open_ended
+
+
+@pytest.mark.parametrize(
+    ("template_kwargs", "open_ended"),
+    [
+        ({"enable_thinking": False, "thinking_budget": 1000, "reasoning_effort": "high"}, False),
+        ({"date_string": "26 Jul 2025"}, False),
+        ({"date_string": "x" * 5000}, True),
+        ({"custom_tools": ["x"]}, True),
+        ({f"switch_{number}": True for number in range(99)}, True),
+    ],
+)
+def test_texts_for_the_template_are_bounded_by_nothing(template_kwargs: dict[str, Any], open_ended: bool) -> None:
+    """Switches are no texts. A template may write a text wherever and as often as it likes."""
+    assert chat("x", chat_template_kwargs=template_kwargs).open_ended is open_ended
+    for endpoint, field, prompt in (
+        (Endpoint.RESPONSES, "input", "x"),
+        (Endpoint.MESSAGES, "messages", [{"role": "user", "content": "x"}]),
+    ):
+        body = {"model": "tiny", field: prompt, "chat_template_kwargs": template_kwargs}
+        assert parse(endpoint, json.dumps(body).encode()).open_ended is open_ended
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        (Endpoint.RESPONSES, {"previous_response_id": "resp_1"}),
+        (Endpoint.RESPONSES, {"previous_input_messages": [{"role": "user", "content": "x"}]}),
+        (Endpoint.EMBEDDINGS, {"messages": [{"role": "user", "content": "x" * 99}]}),
+        (Endpoint.EMBEDDINGS, {"padding": "max_length"}),
+    ],
+)
+def test_what_the_engine_adds_is_bounded_by_nothing(endpoint: Endpoint, fields: dict[str, Any]) -> None:
+    """Earlier turns that it kept, and padding."""
+    assert not parse(endpoint, b'{"model": "tiny", "input": "x"}').open_ended
+    assert not parse(endpoint, json.dumps({"model": "tiny", "input": "x", **dict.fromkeys(fields)}).encode()).open_ended
+    view = parse(endpoint, json.dumps({"model": "tiny", "input": "x", **fields}).encode())
+    assert view.open_ended
+    assert view.prompt_tokens is None
+
+
+def test_a_hostile_nesting_costs_no_more_than_it_is_long() -> None:
+    """Indenting these would make gigabytes; what is too long to be measured is bounded by nothing."""
+    nested = "[" * 900 + "]" * 900
+    few = chat("x", tools=json.loads(f"[{nested}]"))
+    assert few.added_bytes > 4 * 900 * 900
+    assert not few.open_ended
+    many = b",".join([nested.encode()] * 1000)
+    body = b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"tools":[%b]}' % many
+    assert parse(Endpoint.CHAT, body).open_ended
+    parts = b",".join([b"[]"] * 99_999)
+    body = b'{"model":"tiny","messages":[{"role":"user","content":["x",%b]}]}' % parts
+    assert parse(Endpoint.CHAT, body).attachments == 1
