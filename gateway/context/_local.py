@@ -36,9 +36,16 @@ class LocalCounts:
         self._known: dict[bytes, int] = {}
         self._known_before: dict[bytes, int] = {}
 
-    def tokens(self, prompt: PromptTexts) -> int:
-        """The tokens of its texts alone. A text is counted once: a conversation that goes on costs its last message."""
-        return sum(map(self._tokens_of, prompt.texts))
+    def tokens(self, prompt: PromptTexts) -> int | None:
+        """The tokens of its texts alone; None where one cannot be counted here. A text is counted once: a conversation
+        that goes on costs its last message."""
+        total = 0
+        for text in prompt.texts:
+            count = self._tokens_of(text)
+            if count is None:
+                return None
+            total += count
+        return total
 
     def total(self, prompt: PromptTexts, tokens: int) -> int | None:
         """The tokens of the whole prompt, whose texts have `tokens`; None while too little is known of its shape."""
@@ -62,7 +69,7 @@ class LocalCounts:
         elif len(around.seen) < AGREEMENTS:
             around.seen.add(tokens)
 
-    def _tokens_of(self, text: str) -> int:
+    def _tokens_of(self, text: str) -> int | None:
         if len(text) < KNOWN_FROM_CHARS:
             return self._tokenizer.count(text)
         key = blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
@@ -72,6 +79,8 @@ class LocalCounts:
         count = self._known_before.get(key)
         if count is None:
             count = self._tokenizer.count(text)
+            if count is None:
+                return None
         if len(self._known) >= KNOWN_MAX:
             self._known_before, self._known = self._known, {}
         self._known[key] = count

@@ -17,6 +17,12 @@ from msgspec import Struct
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How Hugging Face's `ByteLevel` splits where it is told to split by itself."""
 
+_BLANK = re.compile(r"\s+")
+COUNTED_CHARS_MAX = 1_000_000
+"""Longer texts take seconds of the only thread."""
+BLANKS_MAX = 100_000
+"""tiktoken panics at a run of white space some three times as long."""
+
 
 class UnsupportedTokenizer(Exception):
     """Why a tokenizer cannot be counted with here."""
@@ -86,7 +92,10 @@ class Tokenizer:
         self._added = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._composes = composes
 
-    def count(self, text: str) -> int:
+    def count(self, text: str) -> int | None:
+        """Its tokens; None for a text that cannot be counted here."""
+        if len(text) > COUNTED_CHARS_MAX or (len(text) > BLANKS_MAX and _has_long_blank(text)):
+            return None
         if self._added is None:
             return self._count_plain(text)
         total = end = 0
@@ -99,6 +108,10 @@ class Tokenizer:
         if self._composes and not text.isascii():
             text = unicodedata.normalize("NFC", text)
         return len(self._encoding.encode_ordinary(text)) if text else 0
+
+
+def _has_long_blank(text: str) -> bool:
+    return any(len(blank) > BLANKS_MAX for blank in _BLANK.findall(text))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -110,3 +110,71 @@ def test_counts_are_the_engines_usage(url: str) -> None:
     assert not problems, "\n".join(problems)
     assert not counts.disagreed
     assert (tried, by_tokenizer) == (25, 12)
+
+
+def hostile() -> list[tuple[Endpoint, dict[str, Any]]]:
+    """Prompts whose tokens are many for their bytes, on every endpoint."""
+    music, combining = "\U0001d160" * 50, "e\u0301\u0323" * 50
+    members = {f"m{at}": at for at in range(40)}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "search", "arguments": json.dumps({**members, "x": 1e15})},
+    }
+    used = [{"role": "assistant", "tool_calls": [call] * 3}, {"role": "tool", "tool_call_id": "1", "content": music}]
+    user = {"role": "user", "content": music}
+    item = {"type": "function_call", "call_id": "1", "name": "search", "arguments": json.dumps(members)}
+    output = {"type": "function_call_output", "call_id": "1", "output": combining}
+    tool = {"type": "function", **TOOLS[1]["function"]}
+    block = {"type": "tool_use", "id": "1", "name": "search", "input": members}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": combining}
+    schema = {"name": "search", "description": "x", "input_schema": TOOLS[1]["function"]["parameters"]}
+    return [
+        (Endpoint.CHAT, {"messages": [user, {"role": "assistant", "content": combining}] * 2 + [user]}),
+        (Endpoint.CHAT, {"messages": [user, *used], "tools": TOOLS, "tool_choice": "none"}),
+        (Endpoint.CHAT, {"messages": [user], "chat_template_kwargs": {"enable_thinking": False}}),
+        (Endpoint.CHAT, {"messages": [user], "reasoning_effort": "low"}),
+        (Endpoint.CHAT, {"messages": [{"role": "user", "content": "x"}] * 60}),
+        (Endpoint.COMPLETIONS, {"prompt": music}),
+        (Endpoint.COMPLETIONS, {"prompt": [music, combining, "x"]}),
+        (Endpoint.COMPLETIONS, {"prompt": [1, 2, 3]}),
+        (Endpoint.RESPONSES, {"input": music, "instructions": combining}),
+        (Endpoint.RESPONSES, {"input": [user, item, output], "tools": [tool], "tool_choice": "none"}),
+        (Endpoint.MESSAGES, {"messages": [user], "system": combining}),
+        (
+            Endpoint.MESSAGES,
+            {
+                "messages": [user, {"role": "assistant", "content": [block]}, {"role": "user", "content": [result]}],
+                "tools": [schema],
+                "tool_choice": {"type": "none"},
+            },
+        ),
+    ]
+
+
+def test_the_bounds_hold_for_what_has_many_tokens_for_its_bytes(url: str) -> None:
+    """Whether JSON's letters are escaped or not."""
+    problems: list[str] = []
+    highest = 0.0
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+        for number, (endpoint, fields) in enumerate(hostile()):
+            for escaped in (False, True):
+                bound = "max_output_tokens" if endpoint is Endpoint.RESPONSES else "max_tokens"
+                body = json.dumps({"model": MODEL, bound: 1, **fields}, ensure_ascii=escaped).encode()
+                answer = http.post(endpoint.path, content=body, headers={"content-type": "application/json"})
+                assert answer.status_code == 200, f"{number}: {answer.text}"
+                usage = answer.json()["usage"]
+                used: int = usage["prompt_tokens"] if "prompt_tokens" in usage else usage["input_tokens"]
+                used += usage.get("cache_read_input_tokens") or 0
+                view = parse(endpoint, body)
+                highest = max(highest, used / most(view).total)
+                if not least(view).total <= used <= most(view).total:
+                    problems.append(f"{number}: {used} tokens, bounds {least(view).total} and {most(view).total}")
+                headers = {"content-type": "application/json"}
+                asked = questions(view, body, MODEL)
+                told = [http.post(path, content=question, headers=headers).json() for path, question in asked]
+                counted = sum(count["count"] if "count" in count else count["input_tokens"] for count in told)
+                if asked and counted != used:
+                    problems.append(f"{number}: the tokenizer says {counted}, usage {used}")
+    print(f"\n{len(hostile())} prompts, twice: usage was at most {highest:.0%} of the upper bound")
+    assert not problems, "\n".join(problems)

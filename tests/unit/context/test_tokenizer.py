@@ -53,6 +53,16 @@ def test_the_recorded_counts(loaded: tuple[Tokenizer, Path, Any]) -> None:
     assert [(text, tokenizer.count(text)) for text, _ in told["counted"]] == [(t, n) for t, n in told["counted"]]
 
 
+def test_what_would_break_the_counting_is_left_to_the_engine(loaded: tuple[Tokenizer, Path, Any]) -> None:
+    """A run of white space that tiktoken panics at, and a text that would hold up all others; shorter ones count."""
+    tokenizer, _, _ = loaded
+    assert tokenizer.count(" " * 1_000_000) is None
+    assert tokenizer.count("x" * 1_000_001) is None
+    assert tokenizer.count("a " * 60_000) is not None
+    counts = LocalCounts(tokenizer)
+    assert counts.tokens(PromptTexts(b"", ("a", "b" + " " * 999_000 + "c"))) is None
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=TEXT)
 def test_any_text_has_as_many_tokens_as_by_the_library(loaded: tuple[Tokenizer, Path, Any], text: str) -> None:
