@@ -8,9 +8,8 @@ from msgspec.structs import replace
 from gateway.errors import Refusal, RefusedBy
 from gateway.wire import Endpoint, RequestView
 
-TEMPLATE_TOKENS = 640
-"""Room for what a chat template adds to a prompt's own bytes: roles, separators, a default system text. Those of
-Mistral's models are the longest, some 500 tokens."""
+TEMPLATE_TOKENS = 256
+"""Room for what a chat template adds to a prompt's own bytes: roles, separators, a default system text."""
 RAW_BYTES_PER_TOKEN_MAX = 768
 """JSON spends at most 6 bytes on one byte of text (`\\u0041`), and no known vocabulary has tokens over 128 bytes."""
 BYTES_PER_TOKEN = 4

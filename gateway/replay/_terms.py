@@ -5,7 +5,16 @@ from __future__ import annotations
 import msgspec
 
 from gateway.admission import Ask
-from gateway.context import ContextLimits, check, estimate, granted, limits_for, output_most, surely_fits
+from gateway.context import (
+    TEMPLATE_TOKENS,
+    ContextLimits,
+    check,
+    estimate,
+    granted,
+    limits_for,
+    output_most,
+    surely_fits,
+)
 from gateway.policy import ModelSpec, Policies, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.wire import Endpoint, RequestView
@@ -16,7 +25,6 @@ LIKELY_OUTPUT_TOKENS = 512
 """Of an answer that its client did not bound; `lifecycle` holds as much of a limit per minute."""
 
 PROMPT_BYTES_PER_TOKEN = 4
-TEMPLATE_TOKENS = 256
 """A prompt that nobody counted is held to at most a token for each byte: how many it had is not kept."""
 
 _ENDPOINTS = {endpoint.path: endpoint for endpoint in Endpoint}

@@ -51,7 +51,7 @@ def test_nothing_is_used_before_it_is_placed() -> None:
     assert (meter.cut(), meter.attempt_most()) == (NOTHING, (0, 0))
     meter = Meter(view(), GUESSED, LIMITS)
     meter.place(0, 4096)
-    assert meter.attempt_most() == (740, 20)
+    assert meter.attempt_most() == (356, 20)
     meter.withdraw()
     assert meter.cut() == NOTHING
 
@@ -59,14 +59,14 @@ def test_nothing_is_used_before_it_is_placed() -> None:
 @pytest.mark.parametrize(
     ("asked", "limits", "bounds"),
     [
-        (view(), LIMITS, (100 + 640, 20)),
-        (view(samples=3), LIMITS, (3 * 740, 60)),
-        (view(output_tokens=None), LIMITS, (740, 4096)),
-        (view(output_tokens=None), ContextLimits(context=4096, input_max=None, output_max=7), (740, 7)),
+        (view(), LIMITS, (100 + 256, 20)),
+        (view(samples=3), LIMITS, (3 * 356, 60)),
+        (view(output_tokens=None), LIMITS, (356, 4096)),
+        (view(output_tokens=None), ContextLimits(context=4096, input_max=None, output_max=7), (356, 7)),
         (view(prompt=b"x" * 10_000), LIMITS, (4096, 20)),
         (view(prompt=b"x" * 10_000, prompts=2), LIMITS, (2 * 4096, 40)),
         (view(prompt_tokens=9, longest_tokens=5, prompts=2), LIMITS, (9, 40)),
-        (view(Endpoint.EMBEDDINGS), LIMITS, (740, 0)),
+        (view(Endpoint.EMBEDDINGS), LIMITS, (356, 0)),
     ],
 )
 def test_an_answer_that_has_not_begun(asked: RequestView, limits: ContextLimits, bounds: tuple[int, int]) -> None:

@@ -27,7 +27,7 @@ from tests.integration.gateway.serving import ASKED, CHAT, eventually
 from tests.integration.gateway.test_relay import DONE, chunk, final
 
 STREAMED = ASKED | {"stream": True}
-PROMPT_MOST = len(json.dumps(ASKED["messages"])) + 640
+PROMPT_MOST = len(json.dumps(ASKED["messages"])) + 256
 """Tokens: at most one for each byte, and room for the template."""
 
 
@@ -135,7 +135,7 @@ async def test_checkpoint_of_a_stream_that_tells_nothing(
             got += await client.chunk()
         snapshot = reservations[0].snapshot()
     assert (snapshot.usage.input_tokens, snapshot.usage.output_tokens, snapshot.estimated) == (0, 2, True)
-    assert (snapshot.undelivered_input_max, snapshot.undelivered_output_max) == (11 + 640, 3)
+    assert (snapshot.undelivered_input_max, snapshot.undelivered_output_max) == (11 + 256, 3)
     event = await served.event()
     assert event["usage"]["input_tokens"] == 7
 
