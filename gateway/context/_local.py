@@ -39,13 +39,9 @@ class LocalCounts:
     def tokens(self, prompt: PromptTexts) -> int | None:
         """The tokens of its texts alone; None where one cannot be counted here. A text is counted once: a conversation
         that goes on costs its last message."""
-        total = 0
-        for text in prompt.texts:
-            count = self._tokens_of(text)
-            if count is None:
-                return None
-            total += count
-        return total
+        if not all(map(self._tokenizer.can_count, prompt.texts)):
+            return None
+        return sum(map(self._tokens_of, prompt.texts))
 
     def total(self, prompt: PromptTexts, tokens: int) -> int | None:
         """The tokens of the whole prompt, whose texts have `tokens`; None while too little is known of its shape."""
@@ -69,7 +65,7 @@ class LocalCounts:
         elif len(around.seen) < AGREEMENTS:
             around.seen.add(tokens)
 
-    def _tokens_of(self, text: str) -> int | None:
+    def _tokens_of(self, text: str) -> int:
         if len(text) < KNOWN_FROM_CHARS:
             return self._tokenizer.count(text)
         key = blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
@@ -79,8 +75,6 @@ class LocalCounts:
         count = self._known_before.get(key)
         if count is None:
             count = self._tokenizer.count(text)
-            if count is None:
-                return None
         if len(self._known) >= KNOWN_MAX:
             self._known_before, self._known = self._known, {}
         self._known[key] = count

@@ -92,10 +92,12 @@ class Tokenizer:
         self._added = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._composes = composes
 
-    def count(self, text: str) -> int | None:
-        """Its tokens; None for a text that cannot be counted here."""
-        if len(text) > COUNTED_CHARS_MAX or (len(text) > BLANKS_MAX and _has_long_blank(text)):
-            return None
+    @staticmethod
+    def can_count(text: str) -> bool:
+        """Whether `count` may be asked about it."""
+        return len(text) <= BLANKS_MAX or (len(text) <= COUNTED_CHARS_MAX and not _has_long_blank(text))
+
+    def count(self, text: str) -> int:
         if self._added is None:
             return self._count_plain(text)
         total = end = 0

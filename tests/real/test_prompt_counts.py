@@ -165,7 +165,7 @@ def test_the_bounds_hold_for_what_has_many_tokens_for_its_bytes(url: str) -> Non
                 assert answer.status_code == 200, f"{number}: {answer.text}"
                 usage = answer.json()["usage"]
                 used: int = usage["prompt_tokens"] if "prompt_tokens" in usage else usage["input_tokens"]
-                used += usage.get("cache_read_input_tokens") or 0
+                used += sum(usage.get(f"cache_{how}_input_tokens") or 0 for how in ("read", "creation"))
                 view = parse(endpoint, body)
                 highest = max(highest, used / most(view).total)
                 if not least(view).total <= used <= most(view).total:

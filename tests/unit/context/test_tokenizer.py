@@ -56,9 +56,10 @@ def test_the_recorded_counts(loaded: tuple[Tokenizer, Path, Any]) -> None:
 def test_what_would_break_the_counting_is_left_to_the_engine(loaded: tuple[Tokenizer, Path, Any]) -> None:
     """A run of white space that tiktoken panics at, and a text that would hold up all others; shorter ones count."""
     tokenizer, _, _ = loaded
-    assert tokenizer.count(" " * 1_000_000) is None
-    assert tokenizer.count("x" * 1_000_001) is None
-    assert tokenizer.count("a " * 60_000) is not None
+    assert not tokenizer.can_count(" " * 1_000_000)
+    assert not tokenizer.can_count("x" * 1_000_001)
+    assert tokenizer.can_count("a " * 60_000)
+    assert tokenizer.count(" " * 100_000) > 0
     counts = LocalCounts(tokenizer)
     assert counts.tokens(PromptTexts(b"", ("a", "b" + " " * 999_000 + "c"))) is None
 
