@@ -92,3 +92,20 @@ async def test_the_table_shows_each_rule_and_the_verdict(engine: Engine, start: 
     assert any(line.startswith("At ") and line.endswith("limits as Redis has them.") for line in lines)
     assert any(line.startswith("REFUSED: rate_limit_exceeded. Request too large") for line in lines)
     assert "Would pass: max_tokens of at most 23" in lines
+
+
+async def test_a_keys_own_limit_is_read_too(engine: Engine, start: Start, explain: Any) -> None:
+    """With that key it refuses, with another it does not; audited ones are shown and refuse nobody."""
+    engine.script = recording("chat").script()
+    limits = {"tokens_per_day": 360, "requests_per_minute": {"limit": 1, "mode": "audit"}}
+    served = await start(engine, clock=StoppedClock(), key={"limits": limits})
+    assert (await served.post(chat_of(20, 20))).status == 200
+    assert (await served.post(chat_of(20, 20))).status == 429
+    await served.booked()
+    asked = (served, "--model", "tiny", "--prompt-tokens", "20", "--max-tokens", "20", "--json")
+    told = json.loads((await explain(*asked, "--key", "acme")).stdout)
+    rules = {rule["dimension"]: rule for rule in told["rules"] if rule["scope"] == "key acme"}
+    assert told["decided_by"] == rules["tokens_per_day"]
+    assert (rules["tokens_per_day"]["remaining"], rules["tokens_per_day"]["asked"]) == (360 - 17, 80 + 256 + 20)
+    assert rules["requests_per_minute"]["passes"] is None
+    assert json.loads((await explain(*asked, "--key", "another")).stdout)["served"]
