@@ -69,7 +69,7 @@ async def read_left(
     redis: Redis | None, tenant: str, limits: LimitsSpec, now_ms: int, *, scopes: Sequence[Scope] = ()
 ) -> list[Left]:
     """How the tenant's own limits stand, then those of each of `scopes`; all of them whole without a Redis. Takes
-    nothing and renews nothing.
+    nothing and renews nothing. What a killed worker's leases hold counts until the account is next asked.
 
     Raises:
         StoreUnavailable: Redis did not answer.

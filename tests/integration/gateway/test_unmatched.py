@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from gateway import unmatched
 from gateway.unmatched import RuleWatch
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Engine, recording
-from tests.integration.gateway.serving import ASKED, Served, StoppedClock, key_of
+from tests.integration.gateway.serving import ASKED, Served, StoppedClock, eventually, key_of, policies
 
 DAY_MS = 86_400_000
 UNUSED = ["key rival", "model other", "tenant rival"]
@@ -79,3 +83,20 @@ async def test_the_metric_names_them(engine: Engine, start: Start) -> None:
         'kind="model",name="other"}': 1.0,
         'kind="tenant",name="rival"}': 1.0,
     }
+
+
+async def test_a_gateway_looks_by_itself_and_at_the_policies_in_force(
+    engine: Engine, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a reload has taken out is not told."""
+    monkeypatch.setattr(unmatched, "LOOK_S", 0.02)
+    clock = MovedClock()
+    served = await start(engine, clock=clock, settings={"reloads": True})
+    document = policies(engine)
+    del document["tenants"]["rival"]
+    (tmp_path / "policies" / "policy.yaml").write_text(yaml.safe_dump(document))
+    await eventually(lambda: "rival" not in served.lifecycle.policies.tenants)
+    clock.advance_ms(DAY_MS)
+    names = await eventually(lambda: shown(served))
+    assert 'kind="tenant",name="acme"}' in names
+    assert not any("rival" in name for name in names)
