@@ -18,10 +18,10 @@ from gateway.errors import Refusal
 from gateway.policy import ClassSpec, ModelSpec, Policies, TenantSpec
 from gateway.wire import Endpoint, RequestView
 
-from ._holding import Holding
+from ._holding import HELD, Holding
 from ._left import Left, denial
 from ._refusal import refusal
-from ._values import Ask
+from ._values import Denial
 from ._words import later, otherwise
 
 Step = Literal["permit", "measure", "reserve", "queue", "cost"]
@@ -44,6 +44,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     context_tokens: int | None = None
     bytes_per_token: int = 4
+    stream: bool = False
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +138,7 @@ class _Request:
             model=question.model,
             prompt=bytes(question.prompt_tokens * question.bytes_per_token),
             output_tokens=question.max_tokens,
+            stream=question.stream,
         )
         self._limits = limits_for(
             tenant,
@@ -149,15 +151,15 @@ class _Request:
         self._size = estimate(self._view) if surely_fits(self._view, self._limits) else counted
         self._too_long = check(self._view, self._size, self._limits)
         self._bound = granted(self._view, self._size, self._limits)
-        self._ask, self._input_most, self._output_most = self._asked()
+        self._holding, self._denied = self._reserve(counted)
+        self._ask = self._holding.ask("explained")
 
     @property
     def refusal(self) -> Refusal | None:
         """What the client would read."""
         if self._too_long is not None:
             return self._too_long
-        denied = denial(self._left, self._ask, self._question.now_ms)
-        return None if denied is None else refusal(denied)
+        return None if self._denied is None else refusal(self._denied)
 
     def rules(self) -> list[Rule]:
         """Each of them, whether or not one before it refuses."""
@@ -166,6 +168,7 @@ class _Request:
             replace(permitted, text=f"may use {self._model.name}"),
             *self._lengths(),
             *(self._limit(one) for one in self._left),
+            *self._sliced(),
             *_queue(self._service),
             self._cost(),
         ]
@@ -175,7 +178,7 @@ class _Request:
         by = refused.refused_by
         assert by is not None, "every rule says that it was the one"
         ways = [later(by)]
-        asked = self._question.max_tokens or self._output_most or TOKENS_MAX
+        asked = self._question.max_tokens or self._holding.output_most or TOKENS_MAX
         if (fits := self._longest("max_tokens", asked)) is not None:
             ways.append(f"max_tokens of at most {fits}")
         if (fits := self._longest("prompt_tokens", self._question.prompt_tokens)) is not None:
@@ -198,7 +201,9 @@ class _Request:
             good, bad = (middle, bad) if passes(middle) else (good, middle)
         return good
 
-    def _asked(self) -> tuple[Ask, int, int]:
+    def _reserve(self, counted: PromptSize) -> tuple[Holding, Denial | None]:
+        """What it holds in the end, and what refuses that: as `call.Reservation` asks, with a prompt that is counted
+        where that decides, and for a shorter answer where the policy wants that."""
         view, limits = bounded(self._view, self._limits, self._bound)
         holding = Holding.of(
             view,
@@ -208,7 +213,30 @@ class _Request:
             tenant=self._tenant.limits,
             scopes=self._policies.scopes_of(self._tenant, self._question.key, self._model.name),
         )
-        return holding.ask("explained"), holding.input_most, holding.output_most
+        denied = self._denial(holding)
+        if denied is not None and denied.dimension in HELD and holding.is_worth_counting(denied):
+            holding = holding.counted(counted)
+            denied = self._denial(holding)
+        while denied is not None and (shorter := holding.affordable(denied)) is not None:
+            holding = shorter
+            denied = self._denial(holding)
+        return holding, denied
+
+    def _denial(self, holding: Holding) -> Denial | None:
+        return denial(self._left, holding.ask("explained"), self._question.now_ms)
+
+    def _sliced(self) -> list[Rule]:
+        """What a policy that reserves as little as will do makes of the answer."""
+        holding = self._holding
+        if not holding.is_sliced:
+            return []
+        cap = holding.output_cap
+        text = "sliced: all of the answer is held"
+        if holding.extends:
+            text = f"sliced: {holding.output_held} tokens of the answer are held, more as it grows"
+        elif cap is not None:
+            text = f"sliced: no more could be held, so the engine is told to answer with at most {cap} tokens"
+        return [Rule(step="reserve", dimension="reserve", scope="", text=text)]
 
     def _lengths(self) -> list[Rule]:
         """The limits of one request's length, each by itself."""
@@ -270,7 +298,7 @@ class _Request:
         price = self._price
         dollars = (price.input_usd_per_mtok, price.cached_usd_per_mtok, price.output_usd_per_mtok)
         per_mtok = "input {:f}, cached {:f}, output {:f} $/Mtok".format(*dollars)
-        most = price.ceiling_nanousd(self._input_most, self._output_most)
+        most = price.ceiling_nanousd(self._holding.input_most, self._holding.output_most)
         return Rule(step="cost", dimension="price_usd", scope=scope, asked=most, text=f"at most; {per_mtok}")
 
 

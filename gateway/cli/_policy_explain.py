@@ -51,6 +51,9 @@ def explain(  # noqa: PLR0917 - options have names on the command line
         int | None, typer.Option(help="The engines' context, where the policies do not say it.", min=1)
     ] = None,
     bytes_per_token: Annotated[int, typer.Option(help="Of the prompt; 4 is English.", min=1, max=768)] = 4,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="The answer is streamed: that decides with reserve: sliced.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every number.")] = False,
 ) -> None:
     """Say what would happen to a request: each rule in order with its numbers, what decides, what would pass.
@@ -84,6 +87,7 @@ def explain(  # noqa: PLR0917 - options have names on the command line
         key=key,
         context_tokens=context_tokens,
         bytes_per_token=bytes_per_token,
+        stream=stream,
     )
     url = redis_url or settings().redis_url
     found = explained(loaded, question, _left(loaded, question, url))

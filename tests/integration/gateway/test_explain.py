@@ -51,6 +51,7 @@ async def test_it_says_what_the_gateway_does(
     """Before any request, and after one that used some of every limit: the same verdict, the same words to the client,
     the same numbers in the event."""
     engine.script = recording("chat").script()
+    engine.prompt_tokens = prompt_tokens
     served = await start(engine, clock=StoppedClock(), limits=LIMITS)
     sizes = ("--prompt-tokens", str(prompt_tokens), "--max-tokens", str(max_tokens))
     for _ in range(3):
@@ -97,7 +98,8 @@ async def test_the_table_shows_each_rule_and_the_verdict(engine: Engine, start: 
 async def test_a_keys_own_limit_is_read_too(engine: Engine, start: Start, explain: Any) -> None:
     """With that key it refuses, with another it does not; audited ones are shown and refuse nobody."""
     engine.script = recording("chat").script()
-    limits = {"tokens_per_day": 360, "requests_per_minute": {"limit": 1, "mode": "audit"}}
+    engine.prompt_tokens = 20
+    limits = {"tokens_per_day": 50, "requests_per_minute": {"limit": 1, "mode": "audit"}}
     served = await start(engine, clock=StoppedClock(), key={"limits": limits})
     assert (await served.post(chat_of(20, 20))).status == 200
     assert (await served.post(chat_of(20, 20))).status == 429
@@ -106,6 +108,24 @@ async def test_a_keys_own_limit_is_read_too(engine: Engine, start: Start, explai
     told = json.loads((await explain(*asked, "--key", "acme")).stdout)
     rules = {rule["dimension"]: rule for rule in told["rules"] if rule["scope"] == "key acme"}
     assert told["decided_by"] == rules["tokens_per_day"]
-    assert (rules["tokens_per_day"]["remaining"], rules["tokens_per_day"]["asked"]) == (360 - 17, 80 + 256 + 20)
+    assert (rules["tokens_per_day"]["remaining"], rules["tokens_per_day"]["asked"]) == (50 - 17, 80 + 256 + 20)
     assert rules["requests_per_minute"]["passes"] is None
     assert json.loads((await explain(*asked, "--key", "another")).stdout)["served"]
+
+
+async def test_slices_let_pass_what_the_worst_case_would_not(engine: Engine, start: Start, explain: Any) -> None:
+    """A budget for 90 tokens of an answer: one that is not streamed is cut to them, a stream holds them as it goes."""
+    engine.script = recording("chat").script()
+    engine.prompt_tokens = 20
+    limits = {"usd_per_day": 0.0001, "reserve": "sliced"}
+    served = await start(engine, clock=StoppedClock(), limits=limits)
+    asked = (served, "--model", "tiny", "--prompt-tokens", "20", "--max-tokens", "500", "--json")
+    for flags, text in (
+        ((), "sliced: no more could be held, so the engine is told to answer with at most 90 tokens"),
+        (("--stream",), "sliced: 90 tokens of the answer are held, more as it grows"),
+    ):
+        told = json.loads((await explain(*asked, *flags)).stdout)
+        assert told["served"]
+        assert [rule["text"] for rule in told["rules"] if rule["dimension"] == "reserve"] == [text]
+    assert (await served.post(chat_of(20, 500))).status == 200
+    assert engine.only.json["max_tokens"] == 90

@@ -219,3 +219,14 @@ def test_limits_of_other_scopes_are_named_and_those_that_only_tell_decide_nothin
     assert refused.decided_by is not None
     assert (refused.decided_by.scope, refused.decided_by.retry_after_ms) == ("the fleet", 1000)
     assert refused.would_pass == ["the same request 1 s later", "requests_per_minute of at least 61 requests"]
+
+
+def test_a_prompt_is_counted_where_only_its_bound_does_not_fit() -> None:
+    """As the gateway does: 656 tokens of a bound cost too much, the 100 that are counted do not."""
+    limits = LimitsSpec(budget_usd=Decimal(1))
+    exact = 100 * 500 + 150 * 1000
+    fits = Left(dimension="budget_usd", limit=exact, period="month:2026-09")
+    found = explained(fits, limits=limits, max_tokens=150)
+    assert (found.served, rule(found, "budget_usd").asked) == (True, exact)
+    tight = Left(dimension="budget_usd", limit=exact - 1, period="month:2026-09")
+    assert not explained(tight, limits=limits, max_tokens=150).served
