@@ -103,7 +103,7 @@ async def test_a_limit_that_refused_is_named_with_its_numbers(engine: Engine, st
     assert shown.json["refused_by"] == whole["refused_by"], "the tenant sees it too"
 
 
-async def test_a_budget_of_a_key_says_what_is_only_reserved(engine: Engine, start: Start, mtok: Any) -> None:
+async def test_a_budget_says_what_is_only_reserved(engine: Engine, start: Start, mtok: Any) -> None:
     """While another request runs its dollars are held, not spent."""
     go_on = asyncio.Event()
 
@@ -112,7 +112,7 @@ async def test_a_budget_of_a_key_says_what_is_only_reserved(engine: Engine, star
         await recording("chat").script()(talk, request)
 
     engine.script = slow
-    served = await start(engine, limits={"usd_per_day": 0.0003})
+    served = await start(engine, limits={"usd_per_day": 0.00018})
     running = asyncio.create_task(served.post())
     await eventually(lambda: engine.received)
     answer = await served.post()
@@ -121,7 +121,7 @@ async def test_a_budget_of_a_key_says_what_is_only_reserved(engine: Engine, star
     assert (await running).status == 200
     await served.booked()
     told = lines(await mtok("why", answer.headers["x-request-id"]))
-    assert told["decided"].startswith("usd_per_day of the tenant is $0.0003: $")
+    assert told["decided"].startswith("usd_per_day of the tenant is $0.00018: $")
     assert "held by requests that still ran" in told["decided"]
     assert told["would pass"] == "the same request 1 s later"
 
