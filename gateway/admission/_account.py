@@ -103,8 +103,12 @@ class _Bucket(msgspec.Struct, gc=False):
 
     def wait_ms(self, amount: int, now_ms: int) -> float:
         """How long until it holds so much; inf: never."""
-        self.refill(now_ms)
-        short = amount * UNIT - self.level
+        level = self.level + (now_ms - self.at_ms) * self.limit
+        if level >= self.capacity:
+            level = self.capacity
+            self.full_at_ms = now_ms
+        self.level, self.at_ms = level, now_ms
+        short = amount * UNIT - level
         if short <= 0:
             return 0
         return inf if amount > self.limit or not self.limit else -(-short // self.limit)

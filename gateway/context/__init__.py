@@ -2,7 +2,6 @@
 
 from ._count import questions, text_questions
 from ._limits import (
-    TEMPLATE_TOKENS,
     ContextLimits,
     PromptSize,
     bounded,
@@ -21,7 +20,6 @@ from ._texts import PromptTexts, prompt_texts
 from ._tokenizer import Tokenizer, UnsupportedTokenizer, load_tokenizer
 
 __all__ = [
-    "TEMPLATE_TOKENS",
     "ContextLimits",
     "LocalCounts",
     "PromptSize",

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _NO_PREFIXES = PrefixIndex()
 TICK_MS = 1000.0
+READ_TICKS = 10
+"""A gateway reads its engines' gauges so often, and before it sends them anything."""
+
 _MIXER = 0x9E3779B97F4A7C15
 """Odd, and far from any pattern in a count: multiples of it spread over all 64 bits (Knuth's golden ratio)."""
 
@@ -31,7 +34,6 @@ class Line:
         replicas: list[Replica],
         predictor: Predictor,
         *,
-        kv_tokens: int,
         start_ms: int,
         at: Callable[[float, Callable[[float], None]], None],
         place: Callable[[Request, Replica], None],
@@ -45,7 +47,7 @@ class Line:
         self._place = place
         self._turn = turn
         self._queue = FairQueue()
-        self._knees = {replica: Knee(kv_tokens=kv_tokens) for replica in replicas}
+        self._knees = {replica: Knee() for replica in replicas}
         self._used: set[Replica] = set()
         self._first_tokens = FirstTokens()
         self._waiting: dict[str, Request] = {}
@@ -53,6 +55,9 @@ class Line:
         self._itl_ms: int | None = None
         self._candidates: list[Replica] = []
         self._ticks = False
+        self._ticked = 0
+        for replica, knee in self._knees.items():
+            knee.observe(replica.gauges(start_ms), start_ms)
 
     def hold(self, itl_ms: int | None) -> None:
         """Keeps the time between tokens below this as well."""
@@ -139,10 +144,16 @@ class Line:
             self._ticks = False
             return
         now_ms = self._unix(at_ms)
+        steps = {replica: (replica.step_at(at_ms), knee.tokens) for replica, knee in self._knees.items()}
         for work_id, request in self._running.items():
-            if tokens := request.replica.tokens(request.run, at_ms):
-                self._knees[request.replica].tokens(work_id, tokens, now_ms)
-        for knee in self._knees.values():
+            run = request.run
+            if run.first_ms >= 0:
+                step, tell = steps[request.replica]
+                tell(work_id, step - run.first_step + 1, now_ms)
+        self._ticked += 1
+        for replica, knee in self._knees.items():
+            if self._ticked % READ_TICKS == 0:
+                knee.observe(replica.gauges(now_ms), now_ms)
             knee.tick(now_ms, queued=len(self._queue))
         self._pump(now_ms)
         self._at(at_ms + TICK_MS, self._tick)

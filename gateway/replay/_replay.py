@@ -8,7 +8,8 @@ from math import inf
 
 import msgspec
 
-from gateway.admission import Accounts, Held, Predictor, Refusing, Work
+from gateway.admission import HELD, Accounts, Held, Holding, Predictor, Refusing, Work
+from gateway.context import PromptSize
 from gateway.policy import Policies
 from gateway.simulator import Profile
 from gateway.wire import Usage
@@ -80,13 +81,12 @@ class _World:
         if isinstance(terms, str):
             tally.refused[terms] += 1
             return
-        most = terms.answer_most(arrival)
-        if isinstance(most, str):
-            tally.refused[most] += 1
+        holding = terms.holding(arrival)
+        if isinstance(holding, str):
+            tally.refused[holding] += 1
             return
-        ask = terms.ask(arrival, number, most)
-        held = self._accounts.ask(terms.tenant, terms.scopes.others, ask, arrival.arrived_ms)
-        if not isinstance(held, Held):
+        held = self._hold(terms, holding, arrival, number)
+        if isinstance(held, Refusing):
             tally.refused[_named(held)] += 1
             return
         for would_refuse in held.audited:
@@ -95,26 +95,35 @@ class _World:
         run = run_of(
             input_tokens=arrival.input_tokens,
             cached_tokens=arrival.input_cached_tokens,
-            output_tokens=min(arrival.output_tokens, most),
+            output_tokens=min(arrival.output_tokens, holding.output_most),
         )
-        request = Request(arrival, number, at_ms, terms, held, tally, line, run, most > 0, replica=line.replicas[0])
+        generates = holding.output_most > 0
+        request = Request(arrival, number, at_ms, terms, held, tally, line, run, generates, replica=line.replicas[0])
         if terms.bounded and terms.endpoint.computes:
             self._queue(request)
         else:
             self._place(request, line.any_replica(number))
+
+    def _hold(self, terms: Terms, holding: Holding, arrival: Arrival, number: int) -> Held | Refusing:
+        """A prompt is counted where only its bound does not fit."""
+        tenant, scopes, now_ms = terms.tenant, terms.scopes.others, arrival.arrived_ms
+        held = self._accounts.ask(tenant, scopes, holding.ask(str(number)), now_ms)
+        if isinstance(held, Refusing) and held.dimension in HELD and not holding.size.exact:
+            size = PromptSize(total=arrival.input_tokens, longest=arrival.input_tokens, exact=True)
+            held = self._accounts.ask(tenant, scopes, holding.counted(size).ask(str(number)), now_ms)
+        return held
 
     def run(self, until_ms: float) -> None:
         """Everything that happens until then."""
         events = self._events
         while events and events[0][0] <= until_ms:
             at_ms, _, what = heappop(events)
-            if isinstance(what, Replica):
-                if what.next_ms == at_ms:
-                    self._now_ms = at_ms
-                    self._advance(what)
-            else:
+            if not isinstance(what, Replica):
                 self._now_ms = at_ms
                 what(at_ms)
+            elif what.next_ms == at_ms:
+                self._now_ms = at_ms
+                self._advance(what)
 
     def _queue(self, request: Request) -> None:
         arrival, terms, line, run = request.arrival, request.terms, request.line, request.run
@@ -202,7 +211,6 @@ class _World:
                 model.name,
                 replicas,
                 self._predictor,
-                kv_tokens=profile.kv_blocks * profile.block_size,
                 start_ms=self._start_ms,
                 at=self._at,
                 place=self._place,

@@ -14,6 +14,7 @@ from math import inf
 
 import msgspec
 
+from gateway.admission import Gauges
 from gateway.simulator import Profile
 
 
@@ -82,11 +83,9 @@ class Replica:
         self._coming.append((ready_ms, run))
         self.next_ms = min(self.next_ms, ready_ms)
 
-    def tokens(self, run: Run, now_ms: float) -> int:
-        """Of its answer, by now."""
-        if run.first_ms < 0:
-            return 0
-        return min(run.output_tokens, self._step + self._passed(now_ms) - run.first_step + 1)
+    def step_at(self, now_ms: float) -> int:
+        """How many steps there have been: an answer has a token of each from its `first_step` on."""
+        return self._step + self._passed(now_ms)
 
     def advance(self) -> tuple[list[Run], list[Run]]:
         """What happens at `next_ms`: those whose first token has come, and those that have ended."""
@@ -103,6 +102,19 @@ class Replica:
             self._begin_stretch(now_ms, wakes=was_idle)
         self.next_ms = min(self._until_ms, coming[0][0]) if coming else self._until_ms
         return firsts, ended
+
+    def gauges(self, now_ms: int) -> Gauges:
+        """As its metrics page would have them; `now_ms` is Unix time."""
+        running = len(self._ends) + len(self._reading) + len(self._read)
+        used = (self._context_tokens + self._reading_tokens) / self._kv_tokens
+        return Gauges(
+            read_ms=now_ms,
+            sequences=running + len(self._waiting),
+            waiting=len(self._waiting),
+            kv_usage=min(1.0, used),
+            kv_tokens=self._kv_tokens,
+            preemptions=0,
+        )
 
     def _passed(self, now_ms: float) -> int:
         """Whole steps of the stretch in progress."""
@@ -150,7 +162,15 @@ class Replica:
         if waiting and self._step < waiting[0][0] < last_step:
             last_step = waiting[0][0]
         self._reads = False
-        self._run(now_ms, last_step - self._step, self._duration_ms(0, 0.0, 0, 0))
+        step_ms = self._times.step_ms(
+            decoding=decoding,
+            context_tokens=self._context_tokens,
+            prefill_tokens=0,
+            attention_kt2=0.0,
+            admitted_tokens=0,
+            hit_tokens=0,
+        )
+        self._run(now_ms, last_step - self._step, step_ms)
 
     def _plan(self, now_ms: float, wakes: bool) -> bool:
         """A step that reads prompts; False where those that wait find no room."""
@@ -188,24 +208,20 @@ class Replica:
         if not tokens:
             return False
         self._reads = True
-        wake_ms = self._times.wake_ms / self._speed if wakes else 0.0
-        self._run(now_ms, 1, self._duration_ms(tokens, attention_kt2, admitted, hits) + wake_ms)
-        return True
-
-    def _has_room(self, run: Run, sequences: int) -> bool:
-        return not sequences or self._context_tokens + self._reading_tokens + run.input_tokens <= self._kv_tokens
-
-    def _run(self, now_ms: float, steps: int, step_ms: float) -> None:
-        self._since_ms, self._steps, self._step_ms = now_ms, steps, step_ms
-        self._until_ms = now_ms + steps * step_ms
-
-    def _duration_ms(self, tokens: int, attention_kt2: float, admitted: int, hits: int) -> float:
         step_ms = self._times.step_ms(
-            decoding=len(self._ends),
+            decoding=decoding,
             context_tokens=self._context_tokens,
             prefill_tokens=tokens,
             attention_kt2=attention_kt2,
             admitted_tokens=admitted,
             hit_tokens=hits,
         )
-        return step_ms / self._speed
+        self._run(now_ms, 1, step_ms + self._times.wake_ms if wakes else step_ms)
+        return True
+
+    def _has_room(self, run: Run, sequences: int) -> bool:
+        return not sequences or self._context_tokens + self._reading_tokens + run.input_tokens <= self._kv_tokens
+
+    def _run(self, now_ms: float, steps: int, step_ms: float) -> None:
+        self._since_ms, self._steps, self._step_ms = now_ms, steps, step_ms / self._speed
+        self._until_ms = now_ms + steps * self._step_ms
