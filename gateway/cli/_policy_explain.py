@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,6 @@ from gateway.policy import Policies, PolicyError, load
 from ._words import FAILED, MISUSED, fail, moment, settings, table
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
-    from redis.asyncio import Redis
-
     from gateway.admission import Explanation, Left, Question, Rule
 
 _ENVIRONMENT = (
@@ -104,22 +103,21 @@ def explain(  # noqa: PLR0917 - options have names on the command line
 def _left(policies: Policies, question: Question, url: str | None) -> list[Left]:
     """How the limits stand, in the Redis at `url`."""
     from gateway.store import StoreUnavailable, client
-    from gateway.usage import read_left
+    from gateway.usage import read_left, whole_left
 
     tenant, model = policies.tenants[question.tenant], policies.model_named(question.model)
     if model is None:
         return []
     scopes = policies.scopes_of(tenant, question.key, model.name).others
+    if url is None:
+        return whole_left(tenant.name, tenant.limits, question.now_ms, scopes=scopes)
 
-    async def read(redis: Redis | None) -> list[Left]:
-        return await read_left(redis, tenant.name, tenant.limits, question.now_ms, scopes=scopes)
-
-    async def read_at(address: str) -> list[Left]:
+    async def read(address: str) -> list[Left]:
         async with client(address) as redis:
-            return await read(redis)
+            return await read_left(redis, tenant.name, tenant.limits, question.now_ms, scopes=scopes)
 
     try:
-        return asyncio.run(read(None) if url is None else read_at(url))
+        return asyncio.run(read(url))
     except StoreUnavailable:
         fail("Redis does not answer; is its address right?", MISUSED)
     except ValueError as error:
@@ -127,6 +125,18 @@ def _left(policies: Policies, question: Question, url: str | None) -> list[Left]
 
 
 def _shown(found: Explanation, question: Question, *, is_read: bool) -> str:
+    lines = [rules_table(found.rules, found.decided_by), ""]
+    as_read = "as Redis has them" if is_read else "as if nobody had used them: no Redis was named"
+    lines.append(f"At {_utc(question.now_ms // 1000)}, policies {found.policy}, limits {as_read}.")
+    if found.served:
+        lines.append("SERVED")
+    else:
+        lines += [f"REFUSED: {found.code}. {found.message}", *(f"Would pass: {way}" for way in found.would_pass)]
+    return "\n".join(lines)
+
+
+def rules_table(rules: Sequence[Rule], decided_by: Rule | None) -> str:
+    """Rules with their numbers, one a line."""
     from gateway.admission import amount
 
     def number(rule: Rule, value: int | None) -> str:
@@ -138,18 +148,11 @@ def _shown(found: Explanation, question: Question, *, is_read: bool) -> str:
             rule.dimension,
             rule.scope or "the tenant",
             *(number(rule, value) for value in (rule.limit, rule.remaining, rule.asked)),
-            _verdict(rule, is_decisive=rule is found.decided_by),
+            _verdict(rule, is_decisive=rule is decided_by),
         )
-        for rule in found.rules
+        for rule in rules
     ]
-    lines = [table(("STEP", "RULE", "OF", "LIMIT", "LEFT", "ASKED", ""), rows, right=(3, 4, 5)), ""]
-    as_read = "as Redis has them" if is_read else "as if nobody had used them: no Redis was named"
-    lines.append(f"At {_utc(question.now_ms // 1000)}, policies {found.policy}, limits {as_read}.")
-    if found.served:
-        lines.append("SERVED")
-    else:
-        lines += [f"REFUSED: {found.code}. {found.message}", *(f"Would pass: {way}" for way in found.would_pass)]
-    return "\n".join(lines)
+    return table(("STEP", "RULE", "OF", "LIMIT", "LEFT", "ASKED", ""), rows, right=(3, 4, 5))
 
 
 def _verdict(rule: Rule, *, is_decisive: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
@@ -12,13 +13,16 @@ import msgspec
 import typer
 
 from gateway.errors import Refusal
+from gateway.policy import Policies, PolicyError, load
 
+from ._policy_explain import rules_table
 from ._store import ask_store
 from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from redis.asyncio import Redis
 
+    from gateway.admission import Rule
     from gateway.usage import Booked, RequestQuery, Why
 
 
@@ -27,22 +31,29 @@ def add_to(app: typer.Typer) -> None:
     app.command("why", epilog=STORE_ENVIRONMENT)(why_)
 
 
-def why_(
+def why_(  # noqa: PLR0917 - options have names on the command line
     request: Annotated[str, typer.Argument(help="Its id: x-request-id of the answer.", metavar="REQUEST_ID")],
     tenant: Annotated[str | None, typer.Option(help="Whose request; without it all tenants are searched.")] = None,
     start: Annotated[str | None, typer.Option(help="Look from then on: 24h (ago), Unix seconds or RFC 3339.")] = None,
     end: Annotated[str | None, typer.Option(help="Look until then; written as --start.")] = None,
+    policies: Annotated[
+        Path | None, typer.Option(help="Show each rule of these that it met, in order.", metavar="DIR")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the whole event.")] = False,
 ) -> None:
     """Say why a request was served, cut or refused: which rule decided, with its numbers, and what would have passed.
 
-    An id of the gateway's own tells its time; another is looked for in the last 24 hours unless --start says more.
+    With --policies it shows every rule in order with what was asked of it; what was left then is kept only of the one
+    that refused. An id of the gateway's own tells its time; another is looked for in the last 24 hours unless --start
+    says more.
+
     Exit codes: 0 it was found, 1 it was not, 2 asked wrongly.
 
     Example: mtok why 019a1b2c3d4e7f8091a2b3c4d5e6f708 --tenant acme
     """
-    from gateway.usage import parse_request_query, why
+    from gateway.usage import parse_request_query, rules_met, why
 
+    loaded = None if policies is None else _loaded(policies)
     now_s = int(time.time())
     span = {name: moment(text, now_s=now_s) for name, text in (("start", start), ("end", end)) if text is not None}
     query = parse_request_query(urlencode(span).encode(), now_s)
@@ -52,7 +63,31 @@ def why_(
     if isinstance(found, Refusal):
         fail(found.message, FAILED)
     told = why(found.event)
-    typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() if as_json else _shown(told))
+    rules = None if loaded is None else rules_met(loaded, found.event)
+    if as_json:
+        whole = msgspec.to_builtins(told)
+        if rules is not None:
+            whole["rules"] = msgspec.to_builtins(rules)
+        typer.echo(msgspec.json.format(msgspec.json.encode(whole), indent=2).decode())
+        return
+    typer.echo(_shown(told))
+    if loaded is not None and rules is not None:
+        typer.echo(_shown_rules(loaded, rules, told))
+
+
+def _loaded(directory: Path) -> Policies:
+    try:
+        return load(directory)
+    except PolicyError as error:
+        fail(f"the policies cannot be used:\n{error}", MISUSED)
+
+
+def _shown_rules(policies: Policies, rules: list[Rule], told: Why) -> str:
+    if not rules:
+        return f"\nThe policies {policies.version} have no tenant {told.event.tenant}."
+    same = "those that decided" if policies.version == told.event.policy else "others than those that decided"
+    decided_by = next((rule for rule in rules if rule.passes is False), None)
+    return f"\n{rules_table(rules, decided_by)}\n\nRules of policies {policies.version}, {same}."
 
 
 async def _found(redis: Redis, tenant: str | None, request: str, query: RequestQuery, now_s: int) -> Booked | Refusal:
@@ -83,6 +118,10 @@ def _lines(told: Why) -> Iterator[tuple[str, str]]:
     yield "decided", told.decided
     for way in told.would_pass:
         yield "would pass", way
+    if event.asked_input_tokens or event.asked_output_tokens:
+        named = f"max_tokens {event.asked_output_tokens}" if event.asked_output_tokens else "no max_tokens"
+        prompt = event.usage.input_tokens or event.asked_input_tokens
+        yield "asked", f"a prompt of {'about ' if event.asked_input_tokens else ''}{prompt} tokens, {named}"
     yield "arrived", _utc(event.arrived_ms)
     if told.admitted_after_ms is not None:
         yield "admitted", f"after {seconds(told.admitted_after_ms)}: every limit had room"

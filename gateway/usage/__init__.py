@@ -1,6 +1,6 @@
 """What have I used? A tenant's usage by time and everything it can be split by, and what is left of its limits."""
 
-from ._limits import BudgetLeft, LimitLeft, Limits, read_left, read_limits
+from ._limits import BudgetLeft, LimitLeft, Limits, read_left, read_limits, whole_left
 from ._matches import matches_since_yesterday
 from ._organization import Kind, OrganizationQuery, organization_page, parse_organization_query
 from ._parameters import parse_time
@@ -24,7 +24,7 @@ from ._requests import (
     parse_stream_query,
 )
 from ._running import read_running
-from ._why import Why, why
+from ._why import Why, rules_met, why
 
 __all__ = [
     "BUCKETS_MAX",
@@ -67,5 +67,7 @@ __all__ = [
     "read_running",
     "replica_alias",
     "report",
+    "rules_met",
+    "whole_left",
     "why",
 ]

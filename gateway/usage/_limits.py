@@ -66,30 +66,24 @@ async def read_limits(redis: Redis, tenant: str, limits: LimitsSpec, now_s: int)
 
 
 async def read_left(
-    redis: Redis | None, tenant: str, limits: LimitsSpec, now_ms: int, *, scopes: Sequence[Scope] = ()
+    redis: Redis, tenant: str, limits: LimitsSpec, now_ms: int, *, scopes: Sequence[Scope] = ()
 ) -> list[Left]:
-    """How the tenant's own limits stand, then those of each of `scopes`; all of them whole without a Redis. Takes
-    nothing and renews nothing. What a killed worker's leases hold counts until the account is next asked.
+    """How the tenant's own limits stand, then those of each of `scopes`. Takes nothing and renews nothing. What the
+    leases of a killed worker hold counts until the account is next asked.
 
     Raises:
         StoreUnavailable: Redis did not answer.
     """
-    keys, now_s = TenantKeys(tenant), now_ms // 1000
-    period = period_at(limits.budget_period, now_s, limits.time_zone)
-    budget = () if limits.budget_usd is None else (_budget(limits.budget_usd, period, keys),)
-    accounts = [
-        _Account("", "enforce", keys.limits, limits, (*budget, *_counters(limits, now_s, limits.time_zone, keys, "")))
-    ]
-    for scope in scopes:
-        state = f"{SHARED_PREFIX}scope:{scope.name}" if scope.name.startswith("@") else f"{keys.limits}:{scope.name}"
-        counters = _counters(scope.limits, now_s, scope.time_zone, keys, f"{scope.name}:")
-        accounts.append(_Account(scope.label, scope.mode, state, scope.limits, counters))
-    stored = map(_whole, accounts) if redis is None else await _read(redis, accounts, keys, now_ms)
-    return [
-        one
-        for account, account_stored in zip(accounts, stored, strict=True)
-        for one in _left(account, account_stored, now_ms)
-    ]
+    keys = TenantKeys(tenant)
+    accounts = _accounts(keys, limits, scopes, now_ms // 1000)
+    stored = await _read(redis, accounts, keys, now_ms)
+    return [one for account, found in zip(accounts, stored, strict=True) for one in _left(account, found, now_ms)]
+
+
+def whole_left(tenant: str, limits: LimitsSpec, now_ms: int, *, scopes: Sequence[Scope] = ()) -> list[Left]:
+    """The same as if nobody had used any of them."""
+    accounts = _accounts(TenantKeys(tenant), limits, scopes, now_ms // 1000)
+    return [one for account in accounts for one in _left(account, _whole(account), now_ms)]
 
 
 class _Counter(NamedTuple):
@@ -148,6 +142,18 @@ def _counters(limits: RulesSpec, now_s: int, time_zone: str, keys: TenantKeys, o
         )
         for window in windows_at(limits, now_s, time_zone, of=of)
     ]
+
+
+def _accounts(keys: TenantKeys, limits: LimitsSpec, scopes: Sequence[Scope], now_s: int) -> list[_Account]:
+    period = period_at(limits.budget_period, now_s, limits.time_zone)
+    budget = () if limits.budget_usd is None else (_budget(limits.budget_usd, period, keys),)
+    counters = (*budget, *_counters(limits, now_s, limits.time_zone, keys, ""))
+    accounts = [_Account("", "enforce", keys.limits, limits, counters)]
+    for scope in scopes:
+        state = f"{SHARED_PREFIX}scope:{scope.name}" if scope.name.startswith("@") else f"{keys.limits}:{scope.name}"
+        of_scope = _counters(scope.limits, now_s, scope.time_zone, keys, f"{scope.name}:")
+        accounts.append(_Account(scope.label, scope.mode, state, scope.limits, of_scope))
+    return accounts
 
 
 def _whole(account: _Account) -> _Stored:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from gateway.admission import decided, would_pass
+from gateway.admission import Question, Rule, decided, explain, would_pass
 from gateway.errors import RefusedBy
 from gateway.metering import Status, UsageEvent
+from gateway.policy import Policies
+
+from ._limits import whole_left
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,3 +102,55 @@ def why(event: UsageEvent) -> Why:
         first_token_after_ms=after_ms(event.first_token_ms),
         ended_after_ms=event.ended_ms - event.arrived_ms,
     )
+
+
+def rules_met(policies: Policies, event: UsageEvent) -> list[Rule]:
+    """The rules of these policies that the request met, in order, with what it asked of each.
+
+    Of the rule that refused it the numbers are the event's, and it is the only one that does not pass. What was left of
+    the others then is not kept; `passes` is None where nobody has asked them. Empty where its tenant is not there.
+    """
+    tenant = policies.tenants.get(event.tenant)
+    if tenant is None:
+        return []
+    by = event.refused_by
+    name = event.model or (by.scope.removeprefix("model ") if by is not None else "")
+    model = policies.model_named(name)
+    question = Question(
+        tenant=event.tenant,
+        model=name,
+        prompt_tokens=event.usage.input_tokens or event.asked_input_tokens,
+        now_ms=event.arrived_ms,
+        max_tokens=event.asked_output_tokens or None,
+        key=event.key,
+    )
+    left = []
+    if model is not None:
+        scopes = policies.scopes_of(tenant, event.key, model.name).others
+        left = whole_left(tenant.name, tenant.limits, event.arrived_ms, scopes=scopes)
+    return [_as_met(rule, event) for rule in explain(policies, question, left).rules]
+
+
+def _as_met(rule: Rule, event: UsageEvent) -> Rule:
+    by, is_admitted = event.refused_by, event.admitted_ms > 0
+    if by is not None and rule.dimension == by.dimension and (rule.scope == by.scope or rule.step in _ONE_OF_ITS_KIND):
+        known = by.dimension != "models"
+        return replace(
+            rule,
+            passes=False,
+            limit=by.limit if known else None,
+            asked=by.asked if known else None,
+            remaining=by.remaining if rule.step == "reserve" else None,
+            reserved=by.reserved,
+            retry_after_ms=by.retry_after_ms,
+        )
+    if rule.step == "reserve":
+        passes = None if rule.passes is None or not is_admitted else True
+        return replace(rule, passes=passes, remaining=None, reserved=0, retry_after_ms=None)
+    if rule.passes is False:
+        return replace(rule, passes=None)
+    return rule
+
+
+_ONE_OF_ITS_KIND: Final = ("permit", "measure", "queue")
+"""Steps whose rules an event names otherwise than the policies do."""

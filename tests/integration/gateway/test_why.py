@@ -72,7 +72,9 @@ async def test_every_answer_and_event_names_the_policies_that_decided(
     assert f'mtok_policy_info{{sha256="{changed}"}} 1.0' in metrics
 
 
-async def test_a_limit_that_refused_is_named_with_its_numbers(engine: Engine, start: Start, mtok: Any) -> None:
+async def test_a_limit_that_refused_is_named_with_its_numbers(
+    engine: Engine, start: Start, mtok: Any, tmp_path: Path
+) -> None:
     engine.script = recording("chat").script()
     served = await start(engine, clock=StoppedClock(), limits={"output_tokens_per_minute": 30})
     assert (await served.post()).status == 200
@@ -99,6 +101,13 @@ async def test_a_limit_that_refused_is_named_with_its_numbers(engine: Engine, st
         "remaining": left,
         "retry_after_ms": wait_ms,
     }
+    directory = str(tmp_path / "policies")
+    met = (await mtok("why", request, "--policies", directory)).stdout.splitlines()
+    [row] = [line for line in met if line.startswith("reserve  output_tokens_per_minute")]
+    assert " ".join(row.split()).startswith(
+        f"reserve output_tokens_per_minute the tenant 30 tokens {left} tokens 25 tokens REFUSES"
+    )
+    assert met[-1] == f"Rules of policies {told['policy']}, those that decided."
     shown = await served.get(f"/v1/usage/requests/{request}")
     assert shown.json["refused_by"] == whole["refused_by"], "the tenant sees it too"
 

@@ -26,7 +26,7 @@ from gateway.policy import (
 )
 from gateway.policy._limits import RULE_NAMES
 from gateway.store import TenantKeys
-from gateway.usage import read_left
+from gateway.usage import read_left, whole_left
 
 from .ledgers import ManualClock, event
 
@@ -117,7 +117,7 @@ async def test_without_a_redis_every_limit_is_whole(ledger: Ledger, redis: Redis
     assert isinstance(await ledger.reserve(tenant, Ask("r", tokens=60, nanousd=7)), Grant)
     before = {key: await redis.dump(key) for key in sorted(await redis.keys(f"{TenantKeys('acme').limits[:12]}*"))}
     read = await read_left(redis, "acme", limits, clock.now_ms)
-    whole = await read_left(None, "acme", limits, clock.now_ms)
+    whole = whole_left("acme", limits, clock.now_ms)
     assert [(one.dimension, one.remaining) for one in read] == [
         ("tokens_per_minute", 40),
         ("concurrent_requests", 1),

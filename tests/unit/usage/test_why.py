@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -9,7 +10,8 @@ import pytest
 
 from gateway.errors import RefusedBy
 from gateway.metering import UsageEvent
-from gateway.usage import why
+from gateway.policy import ClassSpec, KeySpec, LimitsSpec, ModelSpec, Policies, ScopeLimitsSpec, SloSpec, TenantSpec
+from gateway.usage import rules_met, why
 from gateway.wire import Usage
 
 T0_MS = 1_789_948_800_000
@@ -78,3 +80,55 @@ def test_events_of_older_gateways_are_read_and_what_is_empty_is_not_written() ->
     refused = event("refused", refused_by=RefusedBy(dimension="models", scope="model x"))
     assert b'"refused_by":{"dimension":"models","scope":"model x"}' in msgspec.json.encode(refused)
     assert msgspec.json.decode(msgspec.json.encode(refused), type=UsageEvent) == refused
+
+
+POLICIES = Policies(
+    models={"tiny": ModelSpec(name="tiny", replicas=(), aliases=("small",), context_tokens=4096)},
+    tenants={
+        "acme": TenantSpec(
+            name="acme",
+            keys=(KeySpec(id="ci", sha256="0" * 64, limits=ScopeLimitsSpec(tokens_per_day=900)),),
+            class_name="fast",
+            limits=LimitsSpec(tokens_per_minute=500, concurrent_requests=4),
+        )
+    },
+    classes={"fast": ClassSpec(name="fast", max_wait_s=Decimal(2), slo=SloSpec(itl_p99_ms=80))},
+    sha256="0" * 64,
+)
+SIZES = {"asked_input_tokens": 300, "asked_output_tokens": 50}
+
+
+def met(of: UsageEvent) -> dict[str, tuple[bool | None, int | None, int | None, int | None]]:
+    """Whether each rule passed, its limit, what was left and what was asked."""
+    rules = rules_met(POLICIES, of)
+    return {rule.dimension: (rule.passes, rule.limit, rule.remaining, rule.asked) for rule in rules}
+
+
+def test_the_rules_that_a_served_request_met_all_passed() -> None:
+    """What was left of them is not kept, what it asked of them is reckoned from its sizes."""
+    rules = met(event("ok", admitted_ms=T0_MS + 2, usage=Usage(input_tokens=300), asked_output_tokens=50))
+    assert rules["models"][0]
+    assert rules["context_tokens"] == (True, 4096, None, 350)
+    assert rules["tokens_per_minute"] == (True, 500, None, 350)
+    assert rules["tokens_per_day"] == (True, 900, None, 350), "its bound is over 900, so it was counted"
+    assert rules["max_wait_s"] == (None, 2000, None, None)
+
+
+def test_of_a_refused_one_the_rule_has_the_events_numbers_and_later_ones_were_not_asked() -> None:
+    rule = RefusedBy(dimension="tokens_per_day", scope="key ci", limit=800, asked=350, remaining=20)
+    rules = met(event("refused", refused_by=rule, **SIZES))
+    assert rules["tokens_per_day"] == (False, 800, 20, 350), "what the limit was then, not what the policies say now"
+    assert rules["context_tokens"][0]
+    assert rules["tokens_per_minute"] == (None, 500, None, 350)
+    waited = RefusedBy(dimension="max_wait_s", scope="class", limit=2000, asked=4500)
+    rules = met(event("refused", refused_by=waited, admitted_ms=T0_MS + 1, **SIZES))
+    assert rules["max_wait_s"] == (False, 2000, None, 4500)
+    assert rules["tokens_per_minute"][0]
+
+
+def test_an_alias_and_a_forbidden_model_are_found_again() -> None:
+    long = RefusedBy(dimension="context_tokens", scope="model small", limit=4096, asked=5000)
+    assert met(event("refused", refused_by=long, **SIZES))["context_tokens"] == (False, 4096, None, 5000)
+    forbidden = RefusedBy(dimension="models", scope="model nope")
+    assert met(event("refused", model="", refused_by=forbidden)) == {"models": (False, None, None, None)}
+    assert rules_met(POLICIES, event("ok", tenant="gone")) == []
