@@ -18,7 +18,7 @@ from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
 from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher
-from gateway.endpoints import Page, Pages, Relayed, unknown
+from gateway.endpoints import IN_FORCE, Page, Pages, Relayed, unknown
 from gateway.export import Sink
 from gateway.fleet import Fleet, Scraper
 from gateway.lifecycle import Lifecycle
@@ -70,6 +70,7 @@ class Gateway:
         It hands the endpoint's coroutine on instead of waiting for it: each time a request goes on after a wait,
         Python resumes every coroutine between its task and the wait.
         """
+        scope[IN_FORCE] = self._policies.version
         relayed = self._relayed.get(scope.get("path", ""))
         return (relayed or self._pages)(scope, receive, send)
 

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway import refusals
+from gateway.call import POLICY
 from gateway.errors import Refusal, Refused
 from gateway.lifecycle import Lifecycle, request_id
 from gateway.metering import wall_clock_ms
-from gateway.relay import CLIENT, Message, Outgoing, Receive, Send
+from gateway.relay import CLIENT, Headers, Message, Outgoing, Receive, Send
 from gateway.wire import Endpoint
 
 log = logging.getLogger(__name__)
+
+IN_FORCE = "mtok.policy"
+"""The key of an ASGI scope under which the app says which policies are in force: their version."""
 
 
 class Relayed:
@@ -71,7 +75,7 @@ async def unknown(scope: Message, receive: Receive, send: Send) -> None:
 
 async def _show(content: Content, scope: Message, send: Send) -> None:
     status, body = content.status, content.body
-    head = [request_id_header(scope)]
+    head = own_headers(scope)
     if content.cache_control:
         tag = b'"%b"' % hashlib.blake2b(body, digest_size=16).hexdigest().encode()
         head += [(b"etag", tag), (b"cache-control", content.cache_control), (b"vary", b"authorization, x-api-key")]
@@ -86,20 +90,19 @@ async def _show(content: Content, scope: Message, send: Send) -> None:
 
 async def refuse(refusal: Refusal, scope: Message) -> None:
     """Answers with a refusal."""
-    await Outgoing(scope["extensions"][CLIENT]).refuse(refusal, [request_id_header(scope)])
+    await Outgoing(scope["extensions"][CLIENT]).refuse(refusal, own_headers(scope))
 
 
 async def refuse_method(allowed: str, scope: Message) -> None:
     """Answers another method than the one `allowed`."""
     refusal = refusals.wrong_method(scope["method"], scope["path"], allowed)
-    await Outgoing(scope["extensions"][CLIENT]).refuse(
-        refusal, [request_id_header(scope), (b"allow", allowed.encode())]
-    )
+    await Outgoing(scope["extensions"][CLIENT]).refuse(refusal, [*own_headers(scope), (b"allow", allowed.encode())])
 
 
-def request_id_header(scope: Message) -> tuple[bytes, bytes]:
-    """The id of a request that is not relayed."""
-    return b"x-request-id", request_id(dict(scope["headers"]), wall_clock_ms()).encode()
+def own_headers(scope: Message) -> Headers:
+    """What every answer to a request that is not relayed carries: its id, and the version of the policies in force."""
+    identity = request_id(dict(scope["headers"]), wall_clock_ms()).encode()
+    return [(b"x-request-id", identity), (POLICY, scope[IN_FORCE].encode())]
 
 
 class _ModelCard(msgspec.Struct):

@@ -12,7 +12,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from gateway import refusals
-from gateway.endpoints import Content, refuse, refuse_method, request_id_header
+from gateway.endpoints import Content, own_headers, refuse, refuse_method
 from gateway.errors import Refusal, Refused
 from gateway.lifecycle import Lifecycle
 from gateway.policy import TenantSpec
@@ -194,7 +194,7 @@ class LiveUsage:
                 (b"content-type", b"text/event-stream; charset=utf-8"),
                 (b"cache-control", b"no-store"),
                 (b"x-accel-buffering", b"no"),
-                request_id_header(scope),
+                *own_headers(scope),
             ]
             await send({"type": "http.response.start", "status": 200, "headers": head})
             if scope["method"] == "GET":

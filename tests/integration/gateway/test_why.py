@@ -46,14 +46,16 @@ def lines(result: Result) -> dict[str, str]:
 async def test_every_answer_and_event_names_the_policies_that_decided(
     engine: Engine, start: Start, tmp_path: Path
 ) -> None:
-    """Served, refused by a limit, refused without a key: the same version, which is the start of the SHA-256 that
-    `mtok policy check` prints; after a reload the new one, and the metric says which is in force."""
+    """Served, refused by a limit, refused without a key, a page, a path that is not there: the same version, which is
+    the start of the SHA-256 that `mtok policy check` prints; after a reload the new one, and the metric says which is
+    in force."""
     engine.script = recording("chat").script()
     served = await start(engine, clock=StoppedClock(), settings={"reloads": True}, limits={"requests_per_minute": 1})
     directory = tmp_path / "policies"
     version = load(directory).sha256[:12]
     answers = [await served.post(), await served.post(), await served.post(key="wrong"), await served.post(b"{")]
     assert [answer.status for answer in answers] == [200, 429, 401, 400]
+    answers += [await served.get(path) for path in ("/v1/usage", "/v1/models", "/healthz", "/nowhere", CHAT)]
     assert {answer.headers["x-mtok-policy"] for answer in answers} == {version}
     assert [event["policy"] for event in await served.events(at_least=3)] == [version] * 3
     assert f'mtok_policy_info{{sha256="{version}"}} 1.0' in (await served.get("/metrics")).body.decode()
