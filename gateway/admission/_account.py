@@ -7,7 +7,9 @@ lease runs out and nothing is renewed, sent again or let go of.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from math import inf
 
 import msgspec
@@ -15,8 +17,10 @@ import msgspec
 from gateway.policy import LimitsSpec, RuleMode, RulesSpec, Scope, TenantSpec
 from gateway.pricing import nanousd_of_usd
 
-from ._periods import PeriodKind, period_at
+from ._periods import Period, PeriodKind, period_at
 from ._values import Ask, Dimension
+
+_Used = Callable[[Period], tuple[int, int]]
 
 UNIT = 60_000
 """Parts of a request or token, so that a limit per minute refills whole parts per millisecond."""
@@ -124,7 +128,7 @@ def _amounts(ask: Ask) -> tuple[int, int, int, int]:
 class _Account:
     """What one scope limits: a tenant itself, one of its keys, or what it shares with others."""
 
-    def __init__(self, limits: RulesSpec, *, mode: RuleMode, label: str, time_zone: str) -> None:
+    def __init__(self, limits: RulesSpec, *, mode: RuleMode, label: str, time_zone: str, used: _Used) -> None:
         self.mode = mode
         self.label = label
         self.running = 0
@@ -133,6 +137,7 @@ class _Account:
         self._concurrent_requests = limits.concurrent_requests
         self._concurrent_tokens = None if limits.concurrent_tokens is None else min(_MOST, limits.concurrent_tokens)
         self._time_zone = time_zone
+        self._used = used
         per_minute: tuple[tuple[Dimension, int | None], ...] = (
             ("input_tokens_per_minute", limits.input_tokens_per_minute),
             ("output_tokens_per_minute", limits.output_tokens_per_minute),
@@ -217,7 +222,11 @@ class _Account:
             ends_ms = float(period.end_s * 1000)
             is_budget = dimension == "budget_usd"
             # The budget's sums are kept apart from those of a window of the same period.
-            sums = self._sums.setdefault(f"{'budget ' if is_budget else ''}{period.name}", _Sums())
+            name = f"{'budget ' if is_budget else ''}{period.name}"
+            sums = self._sums.get(name)
+            if sums is None:
+                tokens, nanousd = self._used(period)
+                sums = self._sums[name] = _Sums(spent=nanousd, tokens=tokens)
             self._windows.append(
                 _Window(dimension, limit, dimension == "tokens_per_day", inf if is_budget else ends_ms, sums)
             )
@@ -228,8 +237,10 @@ class _Account:
 class Accounts:
     """Decides for one set of policies; no clock and no I/O. `now_ms` (Unix) never goes back."""
 
-    def __init__(self) -> None:
-        """Buckets are full and nothing is spent."""
+    def __init__(self, used: Callable[[str, Scope | None, Period], tuple[int, int]] | None = None) -> None:
+        """Buckets are full. `used` tells the tokens and nano-dollars that a scope, or a tenant itself (None), had used
+        of a period before the first ask; without it nothing is spent."""
+        self._used = used or (lambda _tenant, _scope, _period: (0, 0))
         self._accounts: dict[tuple[str, str], _Account] = {}
 
     def ask(self, tenant: TenantSpec, scopes: tuple[Scope, ...], ask: Ask, now_ms: int) -> Held | Refusing:
@@ -238,7 +249,11 @@ class Accounts:
         own = self._accounts.get((tenant.name, ""))
         if own is None:
             own = self._accounts[tenant.name, ""] = _Account(
-                tenant.limits, mode="enforce", label="", time_zone=tenant.limits.time_zone
+                tenant.limits,
+                mode="enforce",
+                label="",
+                time_zone=tenant.limits.time_zone,
+                used=partial(self._used, tenant.name, None),
             )
         longest, dimension = own.refused_by(ask, now_ms)
         if not scopes:
@@ -290,7 +305,11 @@ class Accounts:
         account = self._accounts.get(name)
         if account is None:
             account = self._accounts[name] = _Account(
-                scope.limits, mode=scope.mode, label=scope.label, time_zone=scope.time_zone
+                scope.limits,
+                mode=scope.mode,
+                label=scope.label,
+                time_zone=scope.time_zone,
+                used=partial(self._used, tenant, scope),
             )
         return account
 

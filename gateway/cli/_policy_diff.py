@@ -7,15 +7,17 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from gateway.admission import usd
+from gateway.admission import period_at, usd
 from gateway.errors import Refusal
 from gateway.policy import Difference, Policies, PolicyError, differences, load
+from gateway.pricing import nanousd_of_usd
 
 from ._store import ask_store
 from ._words import MISUSED, STORE_ENVIRONMENT, duration_ms, fail, table
@@ -24,10 +26,13 @@ if TYPE_CHECKING:  # the rooms import redis and the simulator's server; a help p
     from redis.asyncio import Redis
 
     from gateway.export import Span
-    from gateway.replay import Arrival, Outcome, Prepared, TenantOutcome
+    from gateway.replay import Arrival, Outcome, Prepared, TenantOutcome, UsedHour
     from gateway.simulator import Profile
 
 PROFILE = "h200-llama-8b"
+
+_ZONES_S = 14 * 3600
+"""By so much a month begins earlier in the easternmost time zone."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,7 +71,8 @@ def diff(  # noqa: PLR0917 - options have names on the command line
 
     A replay takes times, tenants, models and sizes from the usage events, never prompts, and sends them through both
     policies' limits, queues and replicas in virtual time. Who was refused before being counted gets the size of
-    another request of the tenant. Budgets begin unspent, and nobody who is refused comes back.
+    another request of the tenant. Budgets begin as they were, or unspent with --arrivals; nobody who is refused comes
+    back.
 
     Exit codes: 0 compared, 1 the arrivals cannot be read, 2 asked wrongly.
 
@@ -75,10 +81,13 @@ def diff(  # noqa: PLR0917 - options have names on the command line
     before, after = _loaded(old), _loaded(new)
     differing = differences(before, after)
     profiles = _profiles(profile or [])
-    replayed = None
-    if span is not None or arrivals is not None:
-        replayed = _prepared(span, arrivals)
-    outcomes = [] if replayed is None else _replayed(replayed.arrivals, (before, after), profiles)
+    replayed: Prepared | None = None
+    used: list[UsedHour] = []
+    if arrivals is not None:
+        replayed = _of_file(span, arrivals)
+    elif span is not None:
+        replayed, used = _of_ledger(_span(span), (before, after))
+    outcomes = [] if replayed is None else _replayed(replayed.arrivals, used, (before, after), profiles)
     if as_json:
         told: dict[str, object] = {
             "object": "policy.diff",
@@ -124,13 +133,10 @@ def _profiles(names: Sequence[str]) -> Callable[[str], Profile]:
     return lambda model: PROFILES[of_models.get(model, usual)]
 
 
-def _prepared(text: str | None, file: Path | None) -> Prepared:
+def _of_file(text: str | None, file: Path) -> Prepared:
     from gateway.replay import prepared, read_lines
 
     span = None if text is None else _span(text)
-    if file is None:
-        assert span is not None
-        return prepared(_of_ledger(span))
     try:
         with open(file, "rb") as lines:
             found = read_lines(lines)
@@ -141,17 +147,46 @@ def _prepared(text: str | None, file: Path | None) -> Prepared:
         fail(f"the arrivals of {file} cannot be read: {error}")
 
 
-def _of_ledger(span: Span) -> list[Arrival]:
+def _of_ledger(span: Span, both: tuple[Policies, Policies]) -> tuple[Prepared, list[UsedHour]]:
+    """The arrivals, and what had been used before them, if any limit of either policy looks at that."""
     from gateway.export import arrived
-    from gateway.replay import arrival_of
+    from gateway.replay import arrival_of, prepared
 
-    async def read(redis: Redis) -> list[Arrival]:
-        return [arrival_of(event) async for events in arrived(redis, span) for event in events]
+    tenants = sorted({name for policies in both if policies.has_windows for name in policies.tenants})
+
+    async def read(redis: Redis) -> tuple[list[Arrival], list[UsedHour]]:
+        arrivals = [arrival_of(event) async for events in arrived(redis, span) for event in events]
+        return arrivals, [hour for tenant in tenants for hour in await _used_before(redis, tenant, span.start_ms)]
 
     try:
-        return ask_store(read)
+        arrivals, used = ask_store(read)
     except ValueError as error:
         fail(str(error))
+    return prepared(arrivals), used
+
+
+async def _used_before(redis: Redis, tenant: str, start_ms: int) -> list[UsedHour]:
+    """Of this month in any time zone, in whole hours."""
+    from gateway.replay import UsedHour
+    from gateway.usage import UsageQuery, report
+
+    until_s = start_ms // 3_600_000 * 3600
+    since_s = period_at("month", until_s).start_s - _ZONES_S
+    grouped = ("key", "model")
+    query = UsageQuery(start_s=since_s, end_s=until_s, from_s=since_s, group_by=grouped, limit=sys.maxsize)
+    told = await report(redis, tenant, query, now_s=until_s, limits=None, prices=None, fields_max=sys.maxsize)
+    return [
+        UsedHour(
+            tenant=tenant,
+            key=str(result.key),
+            model=str(result.model),
+            start_s=bucket.start,
+            tokens=result.input_tokens + result.output_tokens,
+            nanousd=nanousd_of_usd(Decimal(result.cost_usd)),
+        )
+        for bucket in told.data
+        for result in bucket.results
+    ]
 
 
 def _span(text: str) -> Span:
@@ -181,7 +216,10 @@ def _span(text: str) -> Span:
 
 
 def _replayed(
-    arrivals: Sequence[Arrival], both: tuple[Policies, Policies], profiles: Callable[[str], Profile]
+    arrivals: Sequence[Arrival],
+    used: Sequence[UsedHour],
+    both: tuple[Policies, Policies],
+    profiles: Callable[[str], Profile],
 ) -> list[Outcome]:
     from gateway.replay import replay
 
@@ -191,7 +229,7 @@ def _replayed(
         outcomes = []
         for policies in both:
             print(f"mtok: {len(arrivals)} requests through {policies.sha256[:12]} ...", file=sys.stderr)
-            outcomes.append(replay(arrivals, policies, profiles))
+            outcomes.append(replay(arrivals, policies, profiles, used))
         return outcomes
     finally:
         gc.enable()

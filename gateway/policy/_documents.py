@@ -265,6 +265,16 @@ class Policies:
             self._scopes[tenant.name, key, model] = tenant, found
         return found
 
+    @cached_property
+    def has_windows(self) -> bool:
+        """Whether any limit is of an hour, a day or a month."""
+        found: list[ScopeLimitsSpec | None] = [self.fleet.limits, *(model.limits for model in self.models.values())]
+        found += [group.limits for group in self.groups.values()]
+        for tenant in self.tenants.values():
+            found += [tenant.limits, *(key.limits for key in tenant.keys)]
+        rules = [rule for limits in found if limits is not None for rule in (limits, limits.soft, limits.audit)]
+        return any(rule is not None and (rule.budgets or rule.tokens_per_day is not None) for rule in rules)
+
     def _find_scopes(self, tenant: TenantSpec, key: str, model: str) -> Scopes:
         scopes = [*scopes_with("tenant", "", tenant.limits, tenant.time_zone)]
         if (of_key := tenant.limits_of_key(key)) is not None:

@@ -7,6 +7,7 @@ calls brings arrivals, policies and engine profiles.
 """
 
 from ._arrivals import Arrival, Prepared, arrival_of, prepared, read_lines
+from ._before import UsedHour
 from ._outcome import Outcome, Spread, TenantOutcome
 from ._replay import replay
 from ._replica import Replica, Run
@@ -19,6 +20,7 @@ __all__ = [
     "Run",
     "Spread",
     "TenantOutcome",
+    "UsedHour",
     "arrival_of",
     "prepared",
     "read_lines",

@@ -15,6 +15,7 @@ from gateway.simulator import Profile
 from gateway.wire import Usage
 
 from ._arrivals import Arrival
+from ._before import Before, UsedHour
 from ._line import Line
 from ._outcome import Outcome, Tally, outcome_of
 from ._replica import Replica, Run, run_of
@@ -39,13 +40,19 @@ class Request(msgspec.Struct, eq=False, gc=False):
     waited_ms: float = 0.0
 
 
-def replay(arrivals: Sequence[Arrival], policies: Policies, profile_of: Callable[[str], Profile]) -> Outcome:
+def replay(
+    arrivals: Sequence[Arrival],
+    policies: Policies,
+    profile_of: Callable[[str], Profile],
+    used: Sequence[UsedHour] = (),
+) -> Outcome:
     """What these policies do to these arrivals, which are in order. `profile_of` tells the engine of a model.
 
-    The same arrivals, policies and profiles give the same outcome. Buckets are full, budgets are unspent, queues and
-    caches empty when the first one comes. Nobody comes back: a client that was refused is as in the arrivals.
+    The same arguments give the same outcome. When the first one comes, buckets are full, queues and caches empty, and
+    of budgets is spent what was `used` before. Nobody comes back: a client that was refused is as in the arrivals.
     """
-    world = _World(policies, profile_of, start_ms=arrivals[0].arrived_ms if arrivals else 0)
+    before = Before(used, {tenant.name: tenant.group for tenant in policies.tenants.values()})
+    world = _World(policies, profile_of, before, start_ms=arrivals[0].arrived_ms if arrivals else 0)
     for number, arrival in enumerate(arrivals):
         world.arrive(arrival, number)
     world.run(inf)
@@ -55,13 +62,15 @@ def replay(arrivals: Sequence[Arrival], policies: Policies, profile_of: Callable
 class _World:
     """Times in floats are milliseconds since the first arrival; those in whole numbers Unix time."""
 
-    def __init__(self, policies: Policies, profile_of: Callable[[str], Profile], *, start_ms: int) -> None:
+    def __init__(
+        self, policies: Policies, profile_of: Callable[[str], Profile], before: Before, *, start_ms: int
+    ) -> None:
         self.tallies: dict[str, Tally] = {}
         self._policies = policies
         self._profile_of = profile_of
         self._start_ms = start_ms
         self._predictor = Predictor()
-        self._accounts = Accounts()
+        self._accounts = Accounts(before.used)
         self._terms: dict[tuple[str, str, str, str], Terms | str] = {}
         self._lines: dict[str, Line] = {}
         self._running: dict[Run, Request] = {}

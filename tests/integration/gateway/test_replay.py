@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from gateway.cli import app
+from gateway.clock import SystemClock
 from gateway.simulator import PROFILES
 from tests.integration.gateway.serving import CHAT, Served, key_of, policies, serve
 from tests.integration.gateway.test_exact import simulated
@@ -83,3 +85,34 @@ async def test_a_replay_refuses_whom_the_gateway_refused(
     assert (told["requests"], told["imputed"]) == (9 * BURSTS, acme.total() + rival.total())
     assert old["acme"]["output_tokens"] == pytest.approx(used["output_tokens"], abs=10)
     assert old["acme"]["input_tokens"] == pytest.approx(used["input_tokens"], rel=0.1)
+
+
+class Earlier(SystemClock):
+    """Two hours ago."""
+
+    def now_ms(self) -> int:
+        return super().now_ms() - 7_200_000
+
+
+async def test_a_budget_begins_as_the_day_found_it(tmp_path: Path, redis: Redis, valkey_url: str) -> None:
+    """Three requests two hours ago have spent nearly all of the $0.0001 that the new policy has for a month: in its
+    replay of the last hour nobody is served, in the old one's both are."""
+    zone = "UTC" if datetime.now(UTC).hour >= 6 else "Etc/GMT+12"  # where no month has begun in these two hours
+    async with simulated(PROFILES["instant"]) as engine:
+        document = policies(engine)
+        document["tenants"]["acme"]["time_zone"] = zone
+        async with serve(document, tmp_path / "before", redis, valkey_url, clock=Earlier()) as served:
+            for _ in range(3):
+                await ask(served, "acme", 10)
+            await served.booked()
+        async with serve(document, tmp_path / "old", redis, valkey_url) as served:
+            for _ in range(2):
+                await ask(served, "acme", 10)
+            await served.booked()
+    document["tenants"]["acme"]["limits"] = {"usd_per_month": 0.0001}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "policy.yaml").write_text(yaml.safe_dump(document))
+    told = await replayed(str(tmp_path / "old"), str(tmp_path / "new"), "--replay", "1h", url=valkey_url)
+    old, new = (told[which]["tenants"]["acme"] for which in ("old", "new"))
+    assert (told["requests"], old["served"], old["refused"]) == (2, 2, {})
+    assert (new["served"], new["refused"]) == (0, {"usd_per_month": 2})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
-from gateway.policy import GroupSpec, KeySpec, LimitsSpec, RulesSpec, ScopeLimitsSpec
-from gateway.replay import Arrival, TenantOutcome, prepared, replay
+from gateway.policy import FleetSpec, GroupSpec, KeySpec, LimitsSpec, RulesSpec, ScopeLimitsSpec
+from gateway.replay import Arrival, TenantOutcome, UsedHour, prepared, replay
 
-from .days import CHAT, PRICE, arrival, h200, poisson, policies
+from .days import CHAT, PRICE, T0_MS, arrival, h200, poisson, policies
 
 MINUTE_MS = 60_000
 
@@ -39,6 +39,24 @@ def test_a_budget_reserves_the_most_and_spends_what_was_used() -> None:
     assert (at_once.served, at_once.refused) == (1, {"usd_per_day": 4})
     in_turn = of_acme([arrival(number * 10_000) for number in range(9)], limits, price=PRICE)
     assert (in_turn.served, in_turn.refused, in_turn.cost_nanousd) == (6, {"usd_per_day": 3}, 6 * 100_000)
+
+
+def test_what_was_used_before_counts_in_its_period_and_scope() -> None:
+    """$0.0015 of a month's $0.0016 was spent by another key, in an hour of this month: nothing fits. Spent in the last
+    month, or by a tenant of another group, it does not count; of the fleet's tokens of the day it all does."""
+
+    def used(tenant: str, start_s: int) -> UsedHour:
+        return UsedHour(tenant=tenant, key="web", model="llama", start_s=start_s, tokens=900, nanousd=1_500_000)
+
+    month = LimitsSpec(usd_per_month=Decimal("0.0016"), max_output_tokens=1000)
+    given = policies(acme=month, price=PRICE)
+    today_s, september_s = T0_MS // 1000 - 7200, 1_788_220_800
+    assert replay([arrival()], given, h200, [used("acme", today_s)]).total.refused == {"usd_per_month": 1}
+    assert replay([arrival()], given, h200, [used("acme", september_s - 3600)]).total.served == 1
+    assert replay([arrival()], given, h200, [used("rival", today_s)]).total.served == 1
+    given = replace(given, fleet=FleetSpec(limits=ScopeLimitsSpec(tokens_per_day=1999)))
+    rivals = [used("rival", today_s)]
+    assert replay([arrival()], given, h200, rivals).total.refused == {"tokens_per_day of the fleet": 1}
 
 
 def test_a_clients_own_bound_is_what_its_request_may_cost() -> None:
