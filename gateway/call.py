@@ -212,7 +212,7 @@ class Reservation:
                 break
             self._holding = shorter
             decision = await self._ledger.reserve(self._tenant, shorter.ask(self._call.id), self._scopes)
-        return decision
+        return self._holding.least_denied(decision) if isinstance(decision, Denial) else decision
 
     async def cover(self, scanner: StreamScanner) -> bool:
         """Whether what the stream has got to is held, so that it may go to the client; holds more for it if need be.

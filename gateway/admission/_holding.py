@@ -23,6 +23,9 @@ DEFAULT_OUTPUT_TOKENS: Final = 512
 SLICE_TOKENS: Final = 256
 """What a stream holds ahead: some seconds of an answer, so that Redis is asked less than once a second for each."""
 
+RETRY_SOON_MS: Final = 1000
+"""As account.lua has it: when a running request will end is not known."""
+
 _DOLLARS: Final[frozenset[Dimension]] = frozenset({"budget_usd", "usd_per_hour", "usd_per_day", "usd_per_month"})
 _TOKENS_HELD: Final[frozenset[Dimension]] = frozenset({"tokens_per_day", "concurrent_tokens"})
 HELD: Final = _DOLLARS | _TOKENS_HELD
@@ -125,6 +128,19 @@ class Holding(Struct, frozen=True, kw_only=True, gc=False):
         if left is None or not self.view.answers <= left < self.output_held:
             return None
         return replace(self, output_held=left - left % self.view.answers)
+
+    def least_denied(self, denial: Denial) -> Denial:
+        """`denial` of the least that would do, where the policy is to hold no more than there is: that may come back
+        when others end, though the most never fits."""
+        if not self.is_sliced or self.price is None or denial.dimension not in _DOLLARS:
+            return denial
+        unspent, least_nanousd = denial.limit - denial.spent_nanousd, self._least_nanousd(self.price)
+        if not denial.reserved_nanousd or not least_nanousd <= unspent < denial.asked:
+            return denial
+        return replace(denial, asked=least_nanousd, retry_after_ms=RETRY_SOON_MS)
+
+    def _least_nanousd(self, price: Price) -> int:
+        return price.ceiling_nanousd(self.input_most, self.view.answers)
 
     def _likely_tokens(self) -> int:
         """The client's own bound; a usual answer where it named none, cut to what can ever fit."""

@@ -100,6 +100,21 @@ async def test_an_answer_that_is_not_streamed_is_cut_to_what_the_budget_allows(s
         assert 900_000 < event["cost_nanousd"] <= 1_000_000
 
 
+async def test_while_another_holds_what_is_left_it_is_worth_coming_back(start: Start) -> None:
+    """A whole answer holds all there is and uses little of it: who comes meanwhile is not told that the budget is
+    spent, and is served later."""
+    async with simulated(replace(INSTANT, steps=replace(INSTANT.steps, decode_base_ms=5.0))) as engine:
+        served = await start(engine, limits=sliced("0.001"))
+        first = asyncio.create_task(served.post(ASKED | {"max_tokens": 4000, "ignore_eos": False}))
+        await eventually(lambda: served.lifecycle.telemetry.metrics.running == 1)
+        refused = await served.post(ASKED | {"max_tokens": 4000})
+        assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+        assert refused.headers["retry-after-ms"] == "1000"
+        assert (await first).status == 200
+        await served.booked()
+        assert (await served.post(ASKED | {"max_tokens": 4000})).status == 200
+
+
 async def test_many_at_once_use_the_budget_up_and_no_more(start: Start) -> None:
     """Streams and whole answers together, by two gateways, until nothing is left: overrun 0, unused less than 5 %."""
     async with simulated(INSTANT) as engine:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.admission import SLICE_TOKENS, Denial, Dimension, Holding, Standing
 from gateway.context import ContextLimits, estimate
@@ -80,6 +81,20 @@ def test_nothing_is_cut_where_nothing_is_left_or_another_limit_refuses() -> None
     assert held.affordable(denial("requests_per_minute", 0)) is None
     worst = holding(LimitsSpec(), max_tokens=4000)
     assert worst.affordable(denial("budget_usd", PRICE.ceiling_nanousd(worst.input_most, 100))) is None
+
+
+def test_waiting_helps_where_others_hold_what_a_shorter_answer_would_do_with() -> None:
+    """All that it can use is more than the budget; what is unspent would do for a part, once nobody holds it."""
+    held = holding(SLICED, max_tokens=4000)
+    least = PRICE.ceiling_nanousd(held.input_most, 1)
+    all_held = replace(denial("budget_usd", 0), retry_after_ms=None, limit=least + 5, spent_nanousd=5)
+    told = held.least_denied(replace(all_held, reserved_nanousd=least))
+    assert (told.retry_after_ms, told.asked) == (1000, least)
+    assert held.least_denied(all_held) is all_held, "nobody holds anything that could come back"
+    spent = replace(all_held, reserved_nanousd=least, spent_nanousd=6)
+    assert held.least_denied(spent) is spent, "what is unspent would not do"
+    worst = holding(LimitsSpec(), max_tokens=4000)
+    assert worst.least_denied(told) is told
 
 
 def test_a_prompt_is_counted_only_where_that_can_let_it_in() -> None:
