@@ -11,30 +11,59 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from ..processes import DidNotStart
-from . import LimitsOptions, run_limits
+from . import fairness, limits, overload, returns
 
 Told = tuple[list[str], list[str]]
 """The lines of its table, and what was promised and not kept."""
 
 
-async def limits(directory: Path) -> Told:
-    """Eight workers in three gateways."""
+LEAST_SHARE = 0.95
+"""Of a budget that can be used."""
+
+
+async def _limits(directory: Path) -> Told:
     lines, broken = [], []
-    for verdict in await run_limits(LimitsOptions(), directory):
+    for verdict in await limits.run(limits.Options(), directory):
         lines += verdict.lines()
         broken += [f"{verdict.phase.name}: {what}" for what in verdict.broken]
+        for money in (verdict.money, verdict.agents):
+            if money.share < LEAST_SHARE:
+                broken.append(f"{money.tenant} could use {money.share:.1%} of its budget")
     return lines, broken
 
 
-PROOFS: Mapping[str, Callable[[Path], Awaitable[Told]]] = {"limits": limits}
+async def _fairness(directory: Path) -> Told:
+    verdict = await fairness.run(fairness.Options(), directory)
+    return verdict.lines(), verdict.broken
+
+
+async def _overload(directory: Path) -> Told:
+    verdict = await overload.run(overload.Options(), directory)
+    return verdict.lines(), verdict.broken
+
+
+async def _returns(directory: Path) -> Told:
+    verdict = await returns.run(returns.Options(), directory)
+    return verdict.lines(), verdict.broken
+
+
+PROOFS: Mapping[str, Callable[[Path], Awaitable[Told]]] = {
+    "limits": _limits,
+    "fairness": _fairness,
+    "overload": _overload,
+    "returns": _returns,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.admission", description="What admission promises, shown.")
-    parser.add_argument("proofs", nargs="*", choices=[[], *PROOFS], help=f"of {', '.join(PROOFS)}; all by default")
+    parser.add_argument("proofs", nargs="*", metavar="PROOF", help=f"of {', '.join(PROOFS)}; all by default")
+    proofs = parser.parse_args().proofs or list(PROOFS)
+    if unknown := set(proofs) - set(PROOFS):
+        parser.error(f"no such proof: {', '.join(sorted(unknown))}")
     broken = []
     directory = Path(tempfile.mkdtemp(prefix="mtok-admission-"))
-    for name in parser.parse_args().proofs or PROOFS:
+    for name in proofs:
         (directory / name).mkdir()
         try:
             lines, found = asyncio.run(PROOFS[name](directory / name))

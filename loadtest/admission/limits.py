@@ -1,4 +1,4 @@
-"""Limits under concurrency: what three tenants take of a budget, of requests/min and of concurrent requests.
+"""Limits under concurrency: what four tenants take of two budgets, of requests/min and of concurrent requests.
 
 A thousand clients ask at once; in the second phase a gateway is killed and Valkey restarts meanwhile. Counted at the
 replicas and in the ledger.
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 from gateway.metering import UsageEvent
 from gateway.store import TenantKeys
 
-from ._clients import Story, Visit, play
 from ._fleet import Fleet, Policy
+from .clients import Story, Visit, play
 
 BUDGET_USD: Final = 0.01
 NANOUSD: Final = 1_000_000_000
@@ -52,14 +52,18 @@ STRUCK: Final = Phase(name="struck", kill_at_s=2.0, restart_at_s=5.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`workers` of each gateway; `clients` of the tenant with a budget, whom `money` limits beside it."""
+    """`workers` of each gateway; `clients` of each tenant with a budget.
+
+    Those of one ask for `most_tokens`, about what they use, and the most is reserved. Those of the other are agents,
+    who ask for `agents_tokens` and use some 60; theirs is reserved in slices.
+    """
 
     workers: Sequence[int] = (3, 3, 2)
     clients: int = 1000
     price_usd_per_mtok: float = 0.35
     most_tokens: int = 100
     attempts: int = 8
-    money: Policy = field(default_factory=dict)
+    agents_tokens: int = 32_000
     requests_per_minute: int = 240
     concurrent_requests: int = 24
     phases: Sequence[Phase] = (CALM, STRUCK)
@@ -70,6 +74,7 @@ SHORT: Final = Options(
     clients=200,
     price_usd_per_mtok=2.5,
     most_tokens=50,
+    agents_tokens=8000,
     attempts=4,
     requests_per_minute=60,
     concurrent_requests=16,
@@ -79,15 +84,50 @@ SHORT: Final = Options(
 place comes back after a second, so both strikes are in the middle of a wave."""
 
 
-@dataclass(slots=True)
-class Money:
-    """The ledger of the tenant with the budget, in nano-dollars: what it says now, and the most it ever said."""
+BUDGET: Final = int(BUDGET_USD * NANOUSD)
 
+
+@dataclass(slots=True, kw_only=True)
+class Money:
+    """The ledger of a tenant with a budget, in nano-dollars: what it says now, and the most it ever said. `billed` is
+    what its events cost; `settled` whether they agree with it in the end, and nothing is reserved any more."""
+
+    tenant: str
     spent: int = 0
     reserved: int = 0
     most_spent: int = 0
     most_held: int = 0
     looks: int = 0
+    billed: int = 0
+    settled: bool = False
+
+    @property
+    def share(self) -> float:
+        """Of the budget that was used."""
+        return self.spent / BUDGET
+
+    @property
+    def broken(self) -> list[str]:
+        """How the budget was exceeded, in words."""
+        found = []
+        most = max(self.most_spent, self.billed)
+        if most > BUDGET:
+            found.append(f"{self.tenant}: ${most / NANOUSD:.9f} were spent of a budget of ${BUDGET_USD}")
+        if self.most_held > BUDGET:
+            found.append(f"{self.tenant}: ${self.most_held / NANOUSD:.9f} were spent and reserved of ${BUDGET_USD}")
+        if not self.settled:
+            found.append(
+                f"{self.tenant}: events cost {self.billed} nano-dollars, the ledger has {self.spent} + {self.reserved}"
+            )
+        return found
+
+    def line(self) -> str:
+        """The table's."""
+        return (
+            f"budget ${BUDGET_USD}, {self.tenant:<13} spent ${self.spent / NANOUSD:.9f} ({self.share:.1%}), with "
+            f"reservations at most ${self.most_held / NANOUSD:.9f} ({self.looks} looks); "
+            f"overrun ${max(0, self.most_spent - BUDGET) / NANOUSD:.9f}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +136,8 @@ class Verdict:
 
     options: Options
     phase: Phase
-    budget: int
     money: Money
-    billed: int
-    settled: bool
-    """Whether the ledger agrees with the events, and nothing is reserved any more."""
+    agents: Money
     minute_over: int
     """The most by which the replicas had got more than requests/min allows; never above 0."""
     minute_seen: int
@@ -110,22 +147,9 @@ class Verdict:
     elapsed_s: float
 
     @property
-    def share(self) -> float:
-        """Of the budget that was used."""
-        return self.money.spent / self.budget
-
-    @property
     def broken(self) -> list[str]:
         """Limits that were exceeded, in words."""
-        found = []
-        if self.money.most_spent > self.budget:
-            found.append(f"${self.money.most_spent / NANOUSD:.9f} were spent of a budget of ${BUDGET_USD}")
-        if self.money.most_held > self.budget:
-            found.append(f"${self.money.most_held / NANOUSD:.9f} were spent and reserved of ${BUDGET_USD}")
-        if self.billed > self.budget:
-            found.append(f"events cost ${self.billed / NANOUSD:.9f} of a budget of ${BUDGET_USD}")
-        if not self.settled:
-            found.append(f"events cost {self.billed}, the ledger has {self.money.spent} + {self.money.reserved}")
+        found = [*self.money.broken, *self.agents.broken]
         if self.minute_over > 0:
             found.append(f"{self.minute_over} requests more than {self.options.requests_per_minute}/min allow")
         if self.at_once > self.options.concurrent_requests:
@@ -134,7 +158,7 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """The table's."""
-        options, money = self.options, self.money
+        options = self.options
         served = sum(story.served for story in self.stories)
         attempts = sum(len(story.answers) for story in self.stories)
         cut = sum(story.last.finish_reason == "length" for story in self.stories if story.served)
@@ -142,9 +166,8 @@ class Verdict:
             f"{self.phase.name}: {len(options.workers)} gateways, {sum(options.workers)} workers, "
             f"{len(self.stories)} clients at once, {attempts} requests, {served} served ({cut} to their length), "
             f"{self.elapsed_s:.1f} s",
-            f"budget ${BUDGET_USD}: spent ${money.spent / NANOUSD:.9f} ({self.share:.1%}), most ever spent "
-            f"${money.most_spent / NANOUSD:.9f}, with reservations ${money.most_held / NANOUSD:.9f} "
-            f"({money.looks} looks); overrun ${max(0, money.most_spent - self.budget) / NANOUSD:.9f}",
+            self.money.line(),
+            self.agents.line(),
             f"requests/min {options.requests_per_minute}: {self.minute_seen} reached a replica of "
             f"{self.minute_allowed} allowed; most above: {max(0, self.minute_over)}",
             f"concurrent requests {options.concurrent_requests}: most at once {self.at_once}",
@@ -155,8 +178,9 @@ async def run(options: Options, directory: Path) -> list[Verdict]:
     """One verdict for each phase. Raises `DidNotStart`."""
     tenants: dict[str, Policy] = {}
     for phase in options.phases:
-        budget = {"budget_usd": BUDGET_USD, "budget_period": "month", **options.money}
+        budget = {"budget_usd": BUDGET_USD, "budget_period": "month"}
         tenants[f"{phase.name}-money"] = {"limits": budget}
+        tenants[f"{phase.name}-agents"] = {"limits": {**budget, "reserve": "sliced"}}
         tenants[f"{phase.name}-minute"] = {"limits": {"requests_per_minute": options.requests_per_minute}}
         tenants[f"{phase.name}-narrow"] = {"limits": {"concurrent_requests": options.concurrent_requests}}
     price = {"output_usd_per_mtok": options.price_usd_per_mtok, "input_ratio": 0.28, "cached_ratio": 0.1}
@@ -167,17 +191,17 @@ async def run(options: Options, directory: Path) -> list[Verdict]:
 
 
 async def _run(fleet: Fleet, options: Options, phase: Phase) -> Verdict:
-    money = Money()
-    keys = TenantKeys(f"{phase.name}-money")
+    money, agents = (Money(tenant=f"{phase.name}-{kind}") for kind in ("money", "agents"))
     async with asyncio.TaskGroup() as tasks:
         began, began_s = time.perf_counter(), time.time()
-        looking = tasks.create_task(_look(fleet, keys, money))
+        looking = [tasks.create_task(_look(fleet, one)) for one in (money, agents)]
         striking = tasks.create_task(_strike(fleet, phase))
         stories = await play(_visits(fleet, options, phase))
         elapsed_s = time.perf_counter() - began
         await striking
-        billed, settled = await _settled(fleet, keys, money, phase.settle_s or 0.0)
-        looking.cancel()
+        await asyncio.gather(*(_settle(fleet, one, phase.settle_s) for one in (money, agents)))
+        for look in looking:
+            look.cancel()
     seen = await fleet.seen()
     minute = sorted(at_s for who, at_s, _ in seen if who == f"{phase.name}-minute")
     per_minute = options.requests_per_minute
@@ -185,10 +209,8 @@ async def _run(fleet: Fleet, options: Options, phase: Phase) -> Verdict:
     return Verdict(
         options=options,
         phase=phase,
-        budget=int(BUDGET_USD * NANOUSD),
         money=money,
-        billed=billed,
-        settled=settled or phase.settle_s is None,
+        agents=agents,
         minute_over=max(count - most for count, most in enumerate(allowed, 1)),
         minute_seen=len(minute),
         minute_allowed=per_minute + int(elapsed_s * per_minute / 60),
@@ -210,8 +232,9 @@ def most_at_once(spans: Sequence[tuple[float, float | None]]) -> int:
 
 
 def _visits(fleet: Fleet, options: Options, phase: Phase) -> list[Visit]:
-    """All come at once: every other one asks for a stream, every gateway is the first of a third. The tenants of the
-    other limits are more than these allow, and come again and again."""
+    """All come at once: every other one asks for a stream, of agents seven of eight; every gateway is the first of a
+    third. Agents come more often: a whole answer of theirs holds all that is left while it runs. Those of the other
+    limits are more than these allow, and come again and again."""
     visits: list[Visit] = []
 
     def come(kind: str, count: int, **how: Any) -> None:
@@ -219,10 +242,18 @@ def _visits(fleet: Fleet, options: Options, phase: Phase) -> list[Visit]:
         for number in range(count):
             first = number % len(fleet.ports)
             ports = fleet.ports[first:] + fleet.ports[:first]
-            told = {"seed": len(visits), "stream": number % 2 == 0, "attempts": options.attempts, **how}
+            streams = number % 8 > 0 if kind == "agents" else number % 2 == 0
+            told = {"seed": len(visits), "stream": streams, "attempts": options.attempts, **how}
             visits.append(Visit(at_s=0.0, who=tenant, key=fleet.keys[tenant], ports=ports, **told))
 
     come("money", options.clients, max_tokens=options.most_tokens, patience_s=MOST_PATIENT_S)
+    come(
+        "agents",
+        options.clients,
+        max_tokens=options.agents_tokens,
+        attempts=3 * options.attempts,
+        patience_s=MOST_PATIENT_S,
+    )
     come(
         "minute",
         2 * options.requests_per_minute,
@@ -249,8 +280,9 @@ async def _strike(fleet: Fleet, phase: Phase) -> None:
         await fleet.gateways[-1].start()
 
 
-async def _look(fleet: Fleet, keys: TenantKeys, money: Money) -> None:
+async def _look(fleet: Fleet, money: Money) -> None:
     """Reads the ledger all the time."""
+    keys = TenantKeys(money.tenant)
     async with fleet.redis() as redis:
         while True:
             with contextlib.suppress(RedisError, OSError):
@@ -270,15 +302,20 @@ async def _read(redis: Redis, keys: TenantKeys) -> tuple[int, int]:
     return spent, reserved
 
 
-async def _settled(fleet: Fleet, keys: TenantKeys, money: Money, within_s: float) -> tuple[int, bool]:
-    """What the events cost in all; and whether, within that time, nothing was reserved and the ledger agreed."""
-    deadline_s = time.perf_counter() + within_s
+async def _settle(fleet: Fleet, money: Money, within_s: float | None) -> None:
+    """Waits for so long until nothing is reserved and the ledger agrees with the events; None: does not wait for it."""
+    keys = TenantKeys(money.tenant)
+    deadline_s = time.perf_counter() + (within_s or 0.0)
+    money.settled = within_s is None
     async with fleet.redis() as redis:
         while True:
             entries = await redis.xrange(keys.events)
-            billed = sum(msgspec.json.decode(fields[b"event"], type=UsageEvent).cost_nanousd for _, fields in entries)
+            events = [msgspec.json.decode(fields[b"event"], type=UsageEvent) for _, fields in entries]
+            money.billed = sum(event.cost_nanousd for event in events)
             spent, reserved = await _read(redis, keys)
-            agrees = not reserved and not await redis.zcard(keys.leases) and billed == spent == money.spent
-            if agrees or time.perf_counter() > deadline_s:
-                return billed, agrees
+            if not reserved and not await redis.zcard(keys.leases) and money.billed == spent == money.spent:
+                money.settled = True
+                return
+            if time.perf_counter() > deadline_s:
+                return
             await asyncio.sleep(LOOK_S)

@@ -1,9 +1,6 @@
 """Clients that do as they are told: come at their time, wait as long as a refusal says, and come back.
 
-    python -m loadtest.admission._clients < plan.json > stories.json
-
-An open loop: whoever is due comes, whatever became of those before. As a process of its own it measures the gateway
-and not the test that started it.
+An open loop: whoever is due comes, whatever became of those before.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-import uvloop
 
 from loadtest.load import WORDS, Answer, converse
 
@@ -124,23 +120,19 @@ def _request(visit: Visit, attempt: int) -> bytes:
 
 
 async def play_apart(visits: Sequence[Visit]) -> list[Story]:
-    """The same in a process of its own."""
+    """The same in a process of its own, which measures the gateway and not whoever started it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "loadtest.admission._clients",
+        "loadtest.admission._playing",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    told, _ = await process.communicate(msgspec.json.encode(Plan(list(visits))))
-    assert process.returncode == 0, "the clients' process failed"
+    try:
+        told, _ = await process.communicate(msgspec.json.encode(Plan(list(visits))))
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    if process.returncode:
+        raise RuntimeError("the clients' process failed")
     return msgspec.json.decode(told, type=list[Story])
-
-
-def main() -> None:
-    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
-    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(play(plan.visits))))
-
-
-if __name__ == "__main__":
-    main()
