@@ -222,6 +222,8 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatc
         for wait_ms in counts.waits_ms:
             metrics.queue_wait.labels(model).observe(wait_ms / 1000)
         for replica, knee in line.knees.items():
+            if knee.itl_beside_ms:
+                metrics.itl_beside.labels(replica.name).set(knee.itl_beside_ms / 1000)
             for gauge, of in ((metrics.knee_limit, knee.allowed), (metrics.knee_load, knee.load)):
                 gauge.labels(replica.name, "sequences").set(of.sequences)
                 gauge.labels(replica.name, "prefill_tokens").set(of.prefill_tokens)

@@ -9,9 +9,11 @@ workers use the same replicas, a line has a share of them, which it exchanges wi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from zlib import crc32
 
 from msgspec.structs import replace
 
@@ -33,9 +35,16 @@ from gateway.fleet import Interrupted, ModelFleet, Replica
 from gateway.policy import SloSpec
 from gateway.wire import StreamScanner, Usage
 
+log = logging.getLogger(__name__)
+
 TICK_S = 1.0
 LONG_TOKENS_LEAST = 4096
 """Whether a prompt is long depends on the replicas' speed; of shorter ones nobody asks."""
+LONG_PREFILL_FLAG = "--long-prefill-token-threshold 512"
+"""On an H200 it brought others' ITL beside a prompt of 100,000 tokens from 359 ms to 37; that one took 12 % longer."""
+HELD_LEAST_MS = 1000
+HELD_SPREAD = 0.25
+"""Those whose long prompts are held come back when that ends, each by up to so much of it later."""
 FULL_FOR_S = 0.25
 """How long a replica that said it is full is left alone: some tens of its steps."""
 
@@ -188,6 +197,7 @@ class Line:
         self._predictor = predictor
         self._knees: dict[Replica, Knee] = {}
         self._full: set[Replica] = set()
+        self._long_steps: set[Replica] = set()
         self._waiting: dict[str, Slot] = {}
         self._running: dict[str, Slot] = {}
         self._pumping: asyncio.Handle | None = None
@@ -302,7 +312,7 @@ class Line:
         """Lets it wait. Raises `Refused` where it would wait too long."""
         turned = self.queue.offer(slot.work, self.now_ms())
         if turned is not None:
-            raise Refused(overloaded(slot.work, turned))
+            raise Refused(overloaded(slot.work, self._retried(slot.work, turned)))
         self._waiting[slot.work.id] = slot
         self._pump_soon()
 
@@ -315,7 +325,7 @@ class Line:
     def expire(self) -> None:
         """Refuses those whose time is over."""
         for work, turned in self.queue.expired(self.now_ms()):
-            self._waiting.pop(work.id).turned(overloaded(work, turned))
+            self._waiting.pop(work.id).turned(overloaded(work, self._retried(work, turned)))
 
     def first_token(self, slot: Slot, replica: Replica) -> None:
         knee, now_ms = self.knee(replica), self.now_ms()
@@ -369,8 +379,22 @@ class Line:
         for replica, knee in self._knees.items():
             _observe(knee, replica, now_ms)
             knee.tick(now_ms, queued=queued)
+            self._tell_of_long_steps(replica, knee)
         if self._waiting:
             self._pump_soon()
+
+    def _tell_of_long_steps(self, replica: Replica, knee: Knee) -> None:
+        """Warns, once, of an engine whose steps are longer than the SLO while it reads a long prompt: nothing here can
+        keep the others' tokens in time then."""
+        if self.itl_ms is None or knee.itl_beside_ms <= self.itl_ms:
+            self._long_steps.discard(replica)
+        elif replica not in self._long_steps:
+            self._long_steps.add(replica)
+            log.warning(
+                "replica %s: while a long prompt is read there other answers' tokens come every %.0f ms, "
+                "and the target is %d ms: start vLLM with %s",
+                *(replica.name, knee.itl_beside_ms, self.itl_ms, LONG_PREFILL_FLAG),
+            )
 
     def _is_asked_again(self, replica: Replica) -> None:
         self._full.discard(replica)
@@ -397,6 +421,12 @@ class Line:
             for replica in slot.targets()
             if replica not in self._full and self.knee(replica).fits(slot.work, below_share=below_share)
         ]
+        if not slot.candidates and any(knee.may_read_beside for knee in self._knees.values()):
+            slot.candidates = [
+                replica
+                for replica in slot.targets()
+                if replica not in self._full and self.knee(replica).fits(slot.work, below_share=below_share, tries=True)
+            ]
         if not slot.candidates and self._pool is not None and self._pool.asks_early:
             self._ask()
         return bool(slot.candidates)
@@ -409,6 +439,7 @@ class Line:
         """Whether its prompt is long and has to wait for others that are being read."""
         if work.uncached_tokens < LONG_TOKENS_LEAST or not self._is_long(work):
             return False
+        now_ms = self.now_ms()
         reading = [tenant for knee in self._knees.values() for tenant in knee.reading_long]
         return is_held(
             work.tenant,
@@ -417,7 +448,18 @@ class Line:
             others=self.queue.has_others(work.tenant),
             sequences=sum([knee.load.sequences for knee in self._knees.values()]),
             sequences_most=sum([knee.allowed.sequences for knee in self._knees.values()]),
+            rests=any(knee.rests(now_ms) for knee in self._knees.values()),
         )
+
+    def _retried(self, work: Work, turned: Turned) -> Turned:
+        """Whose long prompt is held by others' comes back when those have been read; how the queue drains says nothing
+        of that."""
+        if not self._is_held(work):
+            return turned
+        now_ms = self.now_ms()
+        after_ms = min([knee.long_ends_ms(now_ms) for knee in self._knees.values()]) - now_ms
+        spread = 1 + HELD_SPREAD * (crc32(work.id.encode()) % 100) / 100
+        return replace(turned, retry_after_ms=int(max(HELD_LEAST_MS, after_ms) * spread))
 
     def _beside_lanes(self, work: Work, candidates: list[Replica]) -> list[Replica]:
         """Those of them to choose from: long prompts go where others are, and where there are none to where the fewest

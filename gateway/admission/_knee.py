@@ -38,6 +38,11 @@ SHRINK_MOST = 0.7
 COOLDOWN_MS = 3_000
 """After a decrease, so that what was measured before it has left the window."""
 SAMPLES_LEAST = 10
+BESIDE_PART = 0.5
+"""Of P, what may be read beside a long prompt by an engine that does, and what a long one may be read beside: in a
+simulation with `--long-prefill-token-threshold 512` it counted like 4,000 tokens."""
+BEHIND_MS = 1000
+"""A prompt that waits so long for its first token behind a long one is not read beside it."""
 LEARNS_FROM_TOKENS = 512
 """Shorter prompts' first tokens tell of steps and queues, not of the prefill rate."""
 RATE_PART = 0.1
@@ -91,8 +96,15 @@ class Knee:
         self._rate = DEFAULT_PREFILL_TOKENS_PER_S
         self._running: dict[str, _Running] = {}
         self._prefilling = 0
+        self.reads_beside: bool | None = None
+        """Whether the engine reads other prompts beside a long one; None: not known yet."""
+        self.itl_beside_ms = 0.0
+        """The mean time between the others' tokens while a long prompt was read, when measured last; 0: never."""
+        self._was_long = False
+        self._beside_ms = 0
         self._long: dict[str, str] = {}
-        self._lane_until_ms = 0
+        self._long_tokens = 0
+        self._lane_until_ms = self._rests_until_ms = 0
         self._prompts = self._resident = 0
         self._guards = Guards()
         self._longer = 1.0
@@ -140,9 +152,10 @@ class Knee:
         """What runs now, this gateway's own."""
         return KneeLimits(len(self._running), self._prefilling, self._resident_with(0, 0))
 
-    def fits(self, work: Work, *, below_share: bool) -> bool:
+    def fits(self, work: Work, *, below_share: bool, tries: bool = False) -> bool:
         """Whether the replica has room. A few sequences more (3 to 6 %, at least 2) are for tenants below their share:
-        running answers are not preempted, so they would wait for the next end. A prompt larger than P goes alone."""
+        running answers are not preempted, so they would wait for the next end. A prompt larger than P goes alone.
+        `tries`: beside a long prompt one may be sent to see whether the engine reads it there."""
         limits, share = self.limits, self.share
         running, uncached = len(self._running), work.uncached_tokens
         size = work.input_tokens + work.output_tokens
@@ -166,8 +179,23 @@ class Knee:
         resident = self._resident_with(work.input_tokens, self._output_tokens(work))
         if kv_most is not None and running and resident > kv_most:
             return False
-        prefilling = self._prefilling + self._owed
-        return not prefilling or prefilling + uncached <= prefill_most
+        return self._may_read(work, prefill_most, tries=tries)
+
+    def _may_read(self, work: Work, most: int, *, tries: bool) -> bool:
+        """Whether `most` leaves room for its prompt. Long prompts come one at a time, and beside one an engine reads no
+        other unless it was started to."""
+        uncached, is_long = work.uncached_tokens, self.is_long(work)
+        ahead = self._prefilling + self._owed
+        if self._reads_long_elsewhere:
+            return not is_long and self.reads_beside is True and ahead + uncached <= BESIDE_PART * most
+        if not ahead:
+            return True
+        if not self._long:
+            return ahead <= BESIDE_PART * most if is_long and self.reads_beside else ahead + uncached <= most
+        beside = ahead - self._long_tokens
+        if is_long or not (self.reads_beside or (tries and self.reads_beside is None and not beside)):
+            return False
+        return beside + uncached <= BESIDE_PART * most
 
     def is_long(self, work: Work) -> bool:
         """Whether its prompt takes so long to read that others are better off elsewhere."""
@@ -175,12 +203,31 @@ class Knee:
 
     @property
     def reading_long(self) -> Collection[str]:
-        """The tenants whose long prompts are being read."""
-        return self._long.values()
+        """The tenants whose long prompts are being read; "" for another worker's."""
+        return [*self._long.values(), *([""] if self._reads_long_elsewhere else [])]
 
     def is_lane(self, now_ms: int) -> bool:
         """Whether long prompts are read here, or were lately."""
-        return bool(self._long) or now_ms < self._lane_until_ms
+        return bool(self._long) or self._reads_long_elsewhere or now_ms < self._lane_until_ms
+
+    @property
+    def _reads_long_elsewhere(self) -> bool:
+        """Whether another worker has a long prompt read here: all others together are bounded by P."""
+        return self._elsewhere.prefill_tokens > LONG_S * self._rate
+
+    @property
+    def may_read_beside(self) -> bool:
+        """Whether a long prompt is being read and it is not known yet whether others can be beside it."""
+        return bool(self._long) and self.reads_beside is None
+
+    def long_ends_ms(self, now_ms: int) -> int:
+        """When the long prompts that are being read should have been, and others have had their time; at least now."""
+        ends = [self._running[work_id] for work_id in self._long]
+        return max([now_ms, self._rests_until_ms, *(int(one.at_ms + self.alone_ms(one.work)) for one in ends)])
+
+    def rests(self, now_ms: int) -> bool:
+        """Whether others have not yet had the time that the last long prompt took from them."""
+        return now_ms < self._rests_until_ms and not self.reads_beside
 
     def shared(self, granted: int, *, workers: int, lane: bool) -> Share:
         """The part of `workers` that has been granted `granted` of the sequences. It always has one: who has been
@@ -248,10 +295,13 @@ class Knee:
     def dispatched(self, work: Work, now_ms: int) -> None:
         """`work` is on its way there: debited at once."""
         ahead_tokens = self._prefilling + self._elsewhere.prefill_tokens
+        if self.reads_beside:
+            ahead_tokens -= self._long_tokens
         running = _Running(work, now_ms, ahead_tokens, self._output_tokens(work))
         self._running[work.id] = running
         if self.is_long(work):
             self._long[work.id] = work.tenant
+            self._long_tokens += work.uncached_tokens
         self._prefilling += work.uncached_tokens
         self._sent_tokens += work.uncached_tokens
         self._prompts += work.input_tokens
@@ -265,9 +315,15 @@ class Knee:
         running = self._running.get(work_id)
         if running is None or running.first_ms:
             return 0
+        is_long, beside = work_id in self._long, bool(self._long)
+        if is_long:
+            self._learn_beside(running, now_ms)
+            self._rests_until_ms = 2 * now_ms - running.at_ms
+        elif beside:
+            self._read_beside(running, now_ms)
         owed_ms = self._has_read(running, now_ms)
         tokens = running.work.uncached_tokens
-        if tokens >= LEARNS_FROM_TOKENS and now_ms > running.at_ms:
+        if tokens >= LEARNS_FROM_TOKENS and now_ms > running.at_ms and not (beside or self._reads_long_elsewhere):
             rate = (tokens + running.ahead_tokens) * 1000 / (now_ms - running.at_ms)
             self._rate += RATE_PART * (rate - self._rate)
             self._learnt = True
@@ -276,6 +332,25 @@ class Knee:
     def paid(self, tokens: int) -> None:
         """The time is over for which a prompt of `tokens` counted on."""
         self._owed -= tokens
+
+    def _read_beside(self, running: _Running, now_ms: int) -> None:
+        """A prompt that came after a long one has been read before it."""
+        began_ms = max([self._running[work_id].at_ms for work_id in self._long])
+        if running.at_ms > began_ms:
+            if self._beside_ms <= began_ms:
+                self._beside_ms = now_ms
+            self.reads_beside = True
+
+    def _learn_beside(self, long: _Running, now_ms: int) -> None:
+        """A long prompt has been read. Another that has waited for long behind it had to wait for its end; where the
+        first one beside it came with its own, that proves nothing."""
+        if any(
+            not one.first_ms and one.at_ms > long.at_ms and now_ms - one.at_ms >= BEHIND_MS
+            for one in self._running.values()
+        ):
+            self.reads_beside = False
+        elif self._beside_ms > long.at_ms and now_ms - self._beside_ms < BEHIND_MS:
+            self.reads_beside = None
 
     def prefill_ms(self, work_id: str) -> int:
         """How long its prompt is expected to be read from its dispatch on, after those that were on the way there."""
@@ -311,6 +386,7 @@ class Knee:
     def _read(self, work: Work, now_ms: int) -> None:
         self._prefilling -= work.uncached_tokens
         if self._long.pop(work.id, None) is not None:
+            self._long_tokens -= work.uncached_tokens
             self._lane_until_ms = now_ms + LANE_KEPT_MS
 
     def tokens(self, work_id: str, count: int, now_ms: int) -> None:
@@ -377,7 +453,12 @@ class Knee:
         itl_ms = self._itl_sum_ms / self._itl_tokens if self._itl_tokens else 0.0
         if enough:
             self._itl_sum_ms = self._itl_tokens = 0
+        was_long, self._was_long = self._was_long, bool(self._long)
+        if was_long and self._long and enough:
+            self.itl_beside_ms = itl_ms
         if target_ms is not None and enough and itl_ms > SHRINKS_ABOVE * target_ms:
+            if was_long or self._long:
+                return  # it is the long prompt's doing, and fewer answers would not change it
             # While more runs than N, the last decrease has not worked yet: answers end by themselves.
             if now_ms >= self._cool_until_ms and running <= self._sequences + _extra(int(self._sequences)):
                 kept = max(SHRINK_MOST, target_ms / itl_ms)

@@ -17,15 +17,25 @@ in between."""
 
 
 def is_held(
-    tenant: str, reading: Collection[str], *, replicas: int, others: bool, sequences: int, sequences_most: int
+    tenant: str,
+    reading: Collection[str],
+    *,
+    replicas: int,
+    others: bool,
+    sequences: int,
+    sequences_most: int,
+    rests: bool = False,
 ) -> bool:
     """Whether a long prompt of `tenant` has to wait while `reading`, the tenants of those that are being read now, are.
-    `sequences` run at the replicas, which have room for `sequences_most`.
+    `sequences` run at the replicas, which have room for `sequences_most`. `rests`: one has been read lately where
+    nothing else could be read beside it, and not yet as long ago as that took.
 
     Alone a tenant may use every replica. While `others` run or wait it has at most half of the replicas, all long
     prompts together leave one, and a second one is read only where those that then are left have room to spare for all
-    that runs. Where there is one replica they take turns with everybody.
+    that runs. Where there is one replica they take half of its time.
     """
+    if others and replicas == 1 and rests:
+        return True
     if not (others and reading):
         return False
     left = replicas - len(reading) - 1

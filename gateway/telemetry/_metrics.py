@@ -200,6 +200,14 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.itl_beside = Gauge(
+            "mtok_itl_beside_long_prompts_seconds",
+            "Mean time between tokens of the other answers while a long prompt was read, when measured last; over the "
+            "SLO the engine needs --long-prefill-token-threshold 512.",
+            ("replica",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.unbooked = Gauge(
             "mtok_unbooked_events",
             "Usage events on disk that Redis does not have yet.",

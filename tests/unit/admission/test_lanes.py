@@ -68,6 +68,108 @@ def test_a_long_prompt_that_ends_before_its_first_token_is_read_no_more() -> Non
     assert not knee.reading_long
 
 
+class Beside:
+    """A replica that reads a long prompt from 0 ms to 7 s, and may be asked whether it takes a short one."""
+
+    def __init__(self) -> None:
+        self.knee = Knee(itl_ms=80)
+        self.long(0)
+
+    def long(self, now_ms: int) -> None:
+        self.knee.dispatched(work(f"long{now_ms}", input_tokens=100_000), now_ms)
+
+    def chat(self, sent_ms: int, first_ms: int | None = None) -> None:
+        self.knee.dispatched(work(f"chat{sent_ms}", input_tokens=1000), sent_ms)
+        if first_ms is not None:
+            self.knee.first_token(f"chat{sent_ms}", first_ms)
+
+    def takes(self, tokens: int = 1000, *, tries: bool = False) -> bool:
+        return self.knee.fits(work("next", input_tokens=tokens), below_share=False, tries=tries)
+
+
+def test_one_prompt_tries_whether_an_engine_reads_it_beside_a_long_one() -> None:
+    replica = Beside()
+    assert not replica.takes()
+    assert replica.takes(tries=True)
+    replica.chat(100)
+    assert not replica.takes(tries=True), "the next one waits for what it finds"
+    replica.knee.first_token("chat100", 250)
+    assert replica.takes()
+    assert not replica.takes(30_000), "there is one long prompt at a time"
+
+
+def test_beside_a_long_prompt_half_of_p_may_be_read() -> None:
+    replica = Beside()
+    replica.chat(100, 250)
+    assert replica.takes(2500)
+    assert not replica.takes(2501)
+    replica.chat(300)
+    assert replica.takes(1500)
+    assert not replica.takes(1501)
+    assert replica.knee.limits.prefill_tokens == 5000, "what is read beside a long prompt says nothing of the rate"
+
+
+def test_an_engine_that_lets_a_prompt_wait_behind_a_long_one_is_sent_no_more_there() -> None:
+    replica = Beside()
+    replica.chat(100)
+    replica.knee.first_token("long0", 7000)
+    replica.knee.first_token("chat100", 7050)
+    replica.long(8000)
+    assert not replica.takes(tries=True)
+
+
+def test_a_first_token_together_with_the_long_prompts_proves_nothing() -> None:
+    replica = Beside()
+    replica.chat(6500, 6990)
+    replica.knee.first_token("long0", 7000)
+    replica.long(8000)
+    assert not replica.takes()
+    assert replica.takes(tries=True)
+
+
+def test_an_engine_started_without_the_flag_is_found_out() -> None:
+    replica = Beside()
+    replica.chat(100, 250)
+    replica.knee.first_token("long0", 7000)
+    replica.long(8000)
+    assert replica.takes()
+    replica.chat(8100)
+    replica.knee.first_token("long8000", 15_000)
+    replica.knee.first_token("chat8100", 15_050)
+    replica.long(16_000)
+    assert not replica.takes(tries=True)
+
+
+def test_steps_that_a_long_prompt_makes_long_are_told_and_do_not_lower_n() -> None:
+    """Two seconds of 400 ms a token while 100,000 tokens are read: N stays, and the time is there to be told."""
+    knee = Knee(itl_ms=80)
+    for i in range(32):
+        knee.dispatched(work(f"w{i}", input_tokens=10, output_tokens=1000), 0)
+        knee.first_token(f"w{i}", 1)
+    knee.dispatched(work("long", input_tokens=100_000), 500)
+    for second in (1, 3, 5):
+        for i in range(32):
+            knee.tokens(f"w{i}", 1 + int(second * 2.5), second * 1000)
+        knee.tick(second * 1000, queued=1)
+    assert knee.limits.sequences == 64
+    assert knee.itl_beside_ms == pytest.approx(400, rel=0.01)
+
+
+def test_at_the_only_replica_long_prompts_have_half_of_the_time() -> None:
+    """One was read for 7 s, and others could not be beside it: the next waits for 7 s, unless its tenant is alone."""
+    knee = Knee(itl_ms=80)
+    knee.dispatched(work("long", input_tokens=100_000), 0)
+    assert knee.long_ends_ms(1000) == 5000, "at 20,000 tokens a second"
+    knee.first_token("long", 7000)
+    assert [knee.rests(now_ms) for now_ms in (7000, 13_999, 14_000)] == [True, True, False]
+    assert knee.long_ends_ms(8000) == 14_000
+    alone, beside, elsewhere = (
+        is_held("acme", [], replicas=replicas, others=others, sequences=0, sequences_most=64, rests=True)
+        for replicas, others in ((1, False), (1, True), (2, True))
+    )
+    assert (alone, beside, elsewhere) == (False, True, False)
+
+
 def of(tenant: str, name: str, tokens: int = 100) -> Work:
     return Work(
         id=name,
