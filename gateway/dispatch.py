@@ -188,7 +188,7 @@ class Line:
 
     def __init__(self, model: ModelFleet, predictor: Predictor, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
-        self.queue = FairQueue()
+        self.queue = FairQueue(locality_tokens=model.spec.locality_tokens)
         self.queue.is_held = self._is_held
         self._model = model
         self.itl_ms: int | None = None
@@ -288,8 +288,9 @@ class Line:
         return work if deadline_ms == work.deadline_ms else replace(work, deadline_ms=deadline_ms)
 
     def relax(self) -> None:
-        """Holds what it held only until the next request says its own target."""
+        """Holds what it held only until the next request says its own target; the order is bent as policies say now."""
         self.itl_ms = None
+        self.queue.bend(self._model.spec.locality_tokens)
 
     @property
     def knees(self) -> dict[Replica, Knee]:

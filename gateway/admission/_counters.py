@@ -21,7 +21,7 @@ _FORGET_FROM = 256
 
 class Band:
     """The tenants of one priority. `backlog` and `running` are costs, `owed` what it may take before higher bands, and
-    `out_of_turn` what others were given since the one whose turn it is became that."""
+    `out_of_turn` what others were given since the one whose turn it is became that, of at most `locality_tokens`."""
 
     def __init__(self, priority: int, *, credit_tokens: float, locality_tokens: float) -> None:
         self.priority = priority
@@ -38,7 +38,7 @@ class Band:
         self.waiting_weight = 0.0
         self.active_weight = 0.0
         self._credit_tokens = credit_tokens
-        self._locality_tokens = locality_tokens
+        self.locality_tokens = locality_tokens
         self._flows: dict[str, Flow] = {}
         self._elsewhere: dict[str, float] = {}
         self._virtual_time = 0.0
@@ -119,7 +119,7 @@ class Band:
         flow = entry.flow
         cost = entry.cost / flow.weight
         if entry.waits:
-            start = flow.counter - self._locality_tokens
+            start = flow.counter - self.locality_tokens
             self._virtual_time = max(self._virtual_time, start)
         self._lift(flow)
         if not self.waiting:

@@ -357,6 +357,12 @@ class FairQueue:
         weight = band.active_weight + band.weight_elsewhere + (0.0 if flow.is_active else flow.weight)
         return (flow.running + flow.elsewhere) * weight < self._running_from(band) * flow.weight
 
+    def bend(self, locality_tokens: float) -> None:
+        """From now on tenants may be given so much out of turn, as a cost, for the prefix that was just dispatched."""
+        self._locality_tokens = locality_tokens
+        for band in self._bands:
+            band.locality_tokens = locality_tokens
+
     def has_its_share(self, work: Work) -> bool:
         """Whether its tenant holds all the places that it may hold at most."""
         if work.max_share >= 1.0:

@@ -76,7 +76,8 @@ class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
     an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `tokenizer` is the path
     of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its engines schedule by priority,
-    and are told that of the request's class."""
+    and are told that of the request's class. `locality_tokens`: what a tenant may be given out
+    of its turn, where its prompt begins as the last one did."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
@@ -87,6 +88,7 @@ class ModelSpec:
     tokenizer: str | None = None
     on_disconnect: Disconnect = "abort"
     engine_priority: EnginePriority = "ignore"
+    locality_tokens: int = 2000
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
     limits: ScopeLimitsSpec | None = None

@@ -268,6 +268,12 @@ MODEL = Record(
             "billed whole (finish).",
             aka=("on_client_disconnect", "disconnect"),
         ),
+        "locality_tokens": Field(
+            shape=Number(unit=units.TOKENS, minimum=Decimal(0), maximum=Decimal(1_000_000)),
+            about="How far the fair order may be bent so that requests of one warm prefix go together, in uncached "
+            "input tokens per tenant (default 2000, about one chat request; 0: never).",
+            aka=("locality", "deficit"),
+        ),
         "engine_priority": Field(
             shape=Choice(options=("pass", "ignore")),
             about="pass: the engines run with --scheduling-policy priority, and get the priority of a request's class; "

@@ -268,6 +268,16 @@ def test_locality_off_serves_in_turn() -> None:
     assert drain(queue, 1) == ["c0"]
 
 
+def test_the_bound_of_locality_holds_from_when_it_is_set() -> None:
+    """A policy may change it while requests wait."""
+    queue = FairQueue(cost=FLAT, locality_tokens=250.0)
+    queue.start(work("warm", "w", prefix=7, tokens=1), 0)
+    offer(queue, work("c0", "cold", prefix=1), *(work(f"w{i}", f"w{i}", prefix=7) for i in range(5)))
+    assert drain(queue, 1) == ["w0"]
+    queue.bend(0.0)
+    assert drain(queue, 1) == ["c0"]
+
+
 def busy(queue: FairQueue, *, interval_ms: int = 100, n: int = 20) -> int:
     """Measures a drain rate: one work of cost 100 every `interval_ms`, nothing left. The time after it."""
     offer(queue, *(work(f"busy{i}", "busy") for i in range(n)))
