@@ -14,7 +14,7 @@ from math import inf
 
 import msgspec
 
-from gateway.policy import LimitsSpec, RuleMode, RulesSpec, Scope, TenantSpec
+from gateway.policy import LimitsSpec, RulesSpec, Scope, TenantSpec
 from gateway.pricing import nanousd_of_usd
 
 from ._periods import Period, PeriodKind, period_at
@@ -83,14 +83,12 @@ class _Window(msgspec.Struct, gc=False):
 
 class _Bucket(msgspec.Struct, gc=False):
     """A limit per minute. `full_at_ms` is when it was full last: what was taken before is not given back, since the
-    refill has made up for it. `counts` says which of an ask's amounts, in the order of `_amounts`; one with a floor is
-    never below that."""
+    refill has made up for it. `counts` says which of an ask's amounts, in the order of `_amounts`."""
 
     dimension: Dimension
     counts: int
     limit: int
     capacity: int
-    floor: float
     level: int
     at_ms: int = 0
     full_at_ms: int = 0
@@ -117,9 +115,6 @@ class _Bucket(msgspec.Struct, gc=False):
             return 0
         return inf if amount > self.limit or not self.limit else -(-short // self.limit)
 
-    def take(self, amount: int) -> None:
-        self.level = int(max(self.level - amount * UNIT, self.floor))
-
 
 def _amounts(ask: Ask) -> tuple[int, int, int, int]:
     return ask.input_tokens, ask.output_tokens, ask.tokens, 1
@@ -128,8 +123,7 @@ def _amounts(ask: Ask) -> tuple[int, int, int, int]:
 class _Account:
     """What one scope limits: a tenant itself, one of its keys, or what it shares with others."""
 
-    def __init__(self, limits: RulesSpec, *, mode: RuleMode, label: str, time_zone: str, used: _Used) -> None:
-        self.mode = mode
+    def __init__(self, limits: RulesSpec, *, label: str, time_zone: str, used: _Used) -> None:
         self.label = label
         self.running = 0
         self.held_tokens = 0
@@ -145,7 +139,7 @@ class _Account:
             ("requests_per_minute", limits.requests_per_minute),
         )
         self._buckets = [
-            _Bucket(name, counts, most := min(_PER_MINUTE_MOST, limit), most * UNIT, self._floor(most), most * UNIT)
+            _Bucket(name, counts, most := min(_PER_MINUTE_MOST, limit), most * UNIT, most * UNIT)
             for counts, (name, limit) in enumerate(per_minute)
             if limit is not None
         ]
@@ -153,10 +147,6 @@ class _Account:
         self._windows: list[_Window] = []
         self._until_ms: float = -inf if self._limits else inf
         self._sums: dict[str, _Sums] = {}
-
-    def _floor(self, limit: int) -> float:
-        """A soft limit is never further in debt than what refills in a minute."""
-        return -limit * UNIT if self.mode == "soft" else -inf
 
     def refused_by(self, ask: Ask, now_ms: int) -> tuple[float, Dimension | None]:
         """How long its limits make `ask` wait, and the one that does so longest; 0 and None: not at all."""
@@ -183,18 +173,11 @@ class _Account:
             longest, refused = RETRY_SOON_MS, "concurrent_requests"
         return longest, refused
 
-    def look(self, now_ms: int) -> None:
-        """Time is `now_ms`."""
-        if now_ms >= self._until_ms:
-            self._turn(now_ms)
-        for bucket in self._buckets:
-            bucket.refill(now_ms)
-
     def take(self, ask: Ask) -> None:
         """What `ask` asks for is taken."""
         amounts = _amounts(ask)
         for bucket in self._buckets:
-            bucket.take(amounts[bucket.counts])
+            bucket.level -= amounts[bucket.counts] * UNIT
         for sums in self.paying:
             sums.reserved += ask.nanousd
             sums.tokens_reserved += ask.most_tokens
@@ -245,12 +228,12 @@ class Accounts:
 
     def ask(self, tenant: TenantSpec, scopes: tuple[Scope, ...], ask: Ask, now_ms: int) -> Held | Refusing:
         """May this request run, by its tenant's limits and those of `scopes`? All that it asks for is taken, or
-        nothing. What is audited and would have refused is not taken from."""
+        nothing. What is audited and would have refused is not taken from; what is soft refuses nothing, and is not kept
+        here."""
         own = self._accounts.get((tenant.name, ""))
         if own is None:
             own = self._accounts[tenant.name, ""] = _Account(
                 tenant.limits,
-                mode="enforce",
                 label="",
                 time_zone=tenant.limits.time_zone,
                 used=partial(self._used, tenant.name, None),
@@ -265,13 +248,11 @@ class Accounts:
         taken = [own]
         audited: list[Refusing] = []
         for scope in scopes:
-            account = self._account(tenant.name, scope)
-            if account.mode == "soft":
-                account.look(now_ms)
-                taken.append(account)
+            if scope.mode == "soft":
                 continue
+            account = self._account(tenant.name, scope)
             wait_ms, by = account.refused_by(ask, now_ms)
-            if account.mode == "audit" and by is not None:
+            if scope.mode == "audit" and by is not None:
                 audited.append(Refusing(by, account.label))
                 continue
             taken.append(account)
@@ -306,7 +287,6 @@ class Accounts:
         if account is None:
             account = self._accounts[name] = _Account(
                 scope.limits,
-                mode=scope.mode,
                 label=scope.label,
                 time_zone=scope.time_zone,
                 used=partial(self._used, tenant, scope),

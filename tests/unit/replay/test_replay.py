@@ -117,11 +117,14 @@ def test_a_flood_waits_and_its_neighbour_does_not() -> None:
 
 
 def test_what_waited_and_was_refused_has_taken_nothing() -> None:
-    """Requests that the queue refuses leave their tokens to others: the minute's limit refuses nobody."""
+    """Requests that the queue refuses leave their places and tokens to others: limits of a minute that hold what was
+    served, but not all that came, refuse nobody."""
     day = prepared(poisson("acme", 60, seconds=20, seed=1)).arrivals
     open_ = of_acme(day, LimitsSpec(), service=CHAT)
     taken = open_.input_tokens + open_.output_tokens
-    seen = of_acme(day, LimitsSpec(tokens_per_minute=taken + 400_000), service=CHAT)
+    limits = LimitsSpec(tokens_per_minute=taken + 400_000, requests_per_minute=750)
+    assert open_.served < 750 + 750 / 3 < len(day)
+    seen = of_acme(day, limits, service=CHAT)
     assert seen.refused == open_.refused
     assert open_.refused["overloaded"] > 200
 
