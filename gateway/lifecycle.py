@@ -146,15 +146,17 @@ class Lifecycle:
                 call.user, call.tags = self._labels.read(
                     call.tenant, now_ms, user=view.user, metadata=view.metadata, headers=given
                 )
-            model = self._permit(identity.tenant, view.model)
+            # The body may have come after other policies than the key: one request is decided by one version.
+            tenant = self.policies.tenants.get(call.tenant, identity.tenant)
+            model = self._permit(tenant, view.model)
             call.permitted(model.spec.name, self.policies.version, estimate(view).total, view.output_tokens)
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             prefixes, price = self._prefixes[model.spec.name], self.prices.get(model.spec.name)
-            scopes = self.policies.scopes_of(identity.tenant, call.key, model.spec.name)
+            scopes = self.policies.scopes_of(tenant, call.key, model.spec.name)
             limits = limits_for(
-                identity.tenant,
+                tenant,
                 call.key,
-                service=self.policies.class_of(identity.tenant),
+                service=self.policies.class_of(tenant),
                 model=model.spec,
                 context_tokens=model.context_tokens,
             )
@@ -163,7 +165,7 @@ class Lifecycle:
             view, limits = bounded(view, limits, bound)
             async with self._reserve(
                 call,
-                identity.tenant,
+                tenant,
                 scopes=scopes,
                 view=view,
                 body=body,
@@ -182,7 +184,7 @@ class Lifecycle:
                             body,
                             model,
                             bound=reservation.output_cap or bound,
-                            priority=self.policies.class_of(identity.tenant).priority,
+                            priority=self.policies.class_of(tenant).priority,
                         ),
                         passed_on=_passed_on(given),
                         model=model,
@@ -190,7 +192,7 @@ class Lifecycle:
                         chain=chain,
                         slot=self._slot(
                             call,
-                            identity.tenant,
+                            tenant,
                             view=view,
                             model=model,
                             size=size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Conversation, Engine, Received, recording
-from tests.integration.gateway.serving import Served, eventually, policies
+from tests.integration.gateway.serving import ASKED, CHAT, Served, eventually, policies
 
 RELOADS = {"reloads": True}
 
@@ -122,3 +123,24 @@ async def test_a_request_of_a_model_that_is_taken_out_meanwhile_is_served(
     monkeypatch.setattr(ledger, "reserve", reserved)
     assert (await served.post()).status == 200
     assert (await served.event())["cost_nanousd"] > 0
+
+
+async def test_a_request_whose_body_comes_after_a_reload_is_decided_by_the_new_policies(
+    engine: Engine, start: Start, write: Any
+) -> None:
+    """All of it: what the answer says decided is what did."""
+    engine.script = recording("chat").script()
+    served = await start(engine, settings=RELOADS)
+    async with served.connect() as client:
+        content = json.dumps(ASKED).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {served.key}\r\ncontent-length: {len(content)}"
+        )
+        client.send(f"{head}\r\n\r\n".encode() + content[:10])
+        await eventually(lambda: served.server.server_state.tasks)
+        write(policies(engine, limits={"requests_per_minute": 1000}))
+        await eventually(lambda: served.lifecycle.policies.tenants["acme"].limits.requests_per_minute == 1000)
+        client.send(content[10:])
+        answer = await client.answer()
+    assert (answer.status, answer.headers["x-ratelimit-limit-requests"]) == (200, "1000")
+    assert answer.headers["x-mtok-policy"] == served.lifecycle.policies.sha256[:12]
