@@ -332,6 +332,7 @@ class Line:
         knee, now_ms = self.knee(replica), self.now_ms()
         self._first_tokens.came(now_ms - slot.dispatched_ms, knee.alone_ms(slot.work))
         self._owe(knee, slot.work, knee.first_token(slot.work.id, now_ms))
+        self._tell_if_long(knee, slot.work)
         if self._waiting:
             self._pump_soon()
 
@@ -447,8 +448,8 @@ class Line:
             reading,
             replicas=len(self._model.healthy()),
             others=self.queue.has_others(work.tenant),
-            sequences=sum([knee.load.sequences for knee in self._knees.values()]),
-            sequences_most=sum([knee.allowed.sequences for knee in self._knees.values()]),
+            sequences=sum([knee.running for knee in self._knees.values()]),
+            sequences_most=sum([knee.limits.sequences for knee in self._knees.values()]),
             rests=any(knee.rests(now_ms) for knee in self._knees.values()),
         )
 
@@ -469,7 +470,7 @@ class Line:
         lanes = [self.knee(replica).is_lane(now_ms) for replica in candidates]
         is_long = work.uncached_tokens >= LONG_TOKENS_LEAST and self._is_long(work)
         if is_long and not any(lanes):
-            return [min(candidates, key=lambda replica: self.knee(replica).load.sequences)]
+            return [min(candidates, key=lambda replica: self.knee(replica).running)]
         return [candidates[index] for index in preferred(lanes, is_long=is_long)]
 
     def _dispatch(self, slot: Slot) -> Replica:
@@ -477,6 +478,7 @@ class Line:
         self._running[slot.work.id] = slot
         knee, slot.dispatched_ms = self.knee(replica), self.now_ms()
         knee.dispatched(slot.work, slot.dispatched_ms)
+        self._tell_if_long(knee, slot.work)
         if not slot.streams:
             slot.presume_read_after(knee.prefill_ms(slot.work.id), partial(self._presume_read, knee))
         return replica
@@ -485,6 +487,11 @@ class Line:
         self._owe(knee, work, knee.presumed_read(work.id, self.now_ms()))
         if self._waiting:
             self._pump_soon()
+
+    def _tell_if_long(self, knee: Knee, work: Work) -> None:
+        """The other workers keep away while a long prompt is read."""
+        if self._pool is not None and not self._pool.alone and knee.is_long(work):
+            self._ask()
 
     def _owe(self, knee: Knee, work: Work, owed_ms: int) -> None:
         """Its prompt has been read, and counts for so long yet."""

@@ -59,9 +59,10 @@ class Band:
         )
 
     def has_others(self, tenant: str) -> bool:
-        """Whether any other tenant waits or runs."""
+        """Whether any other tenant waits or runs, at any gateway."""
         flow = self._flows.get(tenant)
-        return self._active > (flow is not None and flow.is_active)
+        here = self._active > (flow is not None and flow.is_active)
+        return here or len(self._elsewhere) > (tenant in self._elsewhere)
 
     def known(self, tenant: str) -> Flow | None:
         return self._flows.get(tenant)

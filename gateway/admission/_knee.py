@@ -4,8 +4,8 @@ after dispatch: sequences (N), uncached prompt tokens not yet past their first t
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from math import ceil
+from collections.abc import Collection, Sequence
+from math import ceil, inf
 
 import msgspec
 
@@ -46,6 +46,12 @@ BEHIND_MS = 1000
 LEARNS_FROM_TOKENS = 512
 """Shorter prompts' first tokens tell of steps and queues, not of the prefill rate."""
 RATE_PART = 0.1
+LATE = 1.2
+"""Prompts take too long to be read where that takes so many times as long as P should."""
+RATE_ABOVE_SENT = 1.1
+"""How far the prefill rate may be above what is read then: some, or it could never rise again."""
+RATE_KEPT = 0.9
+"""Of the prefill rate, what one prompt leaves of it at least."""
 USED_PART = 0.5
 """Of what is known of how many prompt tokens are sent, what the last second says."""
 
@@ -58,9 +64,10 @@ class KneeLimits(msgspec.Struct, frozen=True, gc=False):
     kv_tokens: int | None
 
 
-class KneeReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class KneeReport(msgspec.Struct, frozen=True, array_like=True):
     """What one worker tells of a replica: its load there, what it has measured and been told since it started, the
-    prefill rate it has learnt (0: none), and how much of it it uses."""
+    prefill rate it has learnt (0: none), and how much of it it uses. Prompt tokens being read are the mean of the last
+    seconds: how many there are at the moment in which it asks for room would be too many."""
 
     sequences: int = 0
     prefill_tokens: int = 0
@@ -71,6 +78,8 @@ class KneeReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     full: int = 0
     prefill_per_s: float = 0.0
     used_per_s: float = 0.0
+    long: list[str] = []
+    """The tenants whose long prompts are being read."""
 
 
 class _Running(msgspec.Struct, gc=False):
@@ -127,7 +136,12 @@ class Knee:
         self._owed = 0
         self._sent_tokens = 0
         self._used_per_s = 0.0
+        self._prefilling_ms = 0.0
+        self._read_tokens, self._read_s = DEFAULT_PREFILL_TOKENS_PER_S * PREFILL_WINDOW_S, PREFILL_WINDOW_S
+        self._prefilling_since_ms = 0
+        self._prefilling_mean = 0.0
         self._used_elsewhere = 0.0
+        self._long_elsewhere: Sequence[str] = ()
         self._ticked_ms = 0
 
     @property
@@ -186,7 +200,7 @@ class Knee:
         other unless it was started to."""
         uncached, is_long = work.uncached_tokens, self.is_long(work)
         ahead = self._prefilling + self._owed
-        if self._reads_long_elsewhere:
+        if self._long_elsewhere:
             return not is_long and self.reads_beside is True and ahead + uncached <= BESIDE_PART * most
         if not ahead:
             return True
@@ -203,17 +217,17 @@ class Knee:
 
     @property
     def reading_long(self) -> Collection[str]:
-        """The tenants whose long prompts are being read; "" for another worker's."""
-        return [*self._long.values(), *([""] if self._reads_long_elsewhere else [])]
+        """The tenants whose long prompts are being read, whoever sent them."""
+        return [*self._long.values(), *self._long_elsewhere]
+
+    @property
+    def running(self) -> int:
+        """Sequences there, of all workers."""
+        return len(self._running) + self._elsewhere.sequences
 
     def is_lane(self, now_ms: int) -> bool:
         """Whether long prompts are read here, or were lately."""
-        return bool(self._long) or self._reads_long_elsewhere or now_ms < self._lane_until_ms
-
-    @property
-    def _reads_long_elsewhere(self) -> bool:
-        """Whether another worker has a long prompt read here: all others together are bounded by P."""
-        return self._elsewhere.prefill_tokens > LONG_S * self._rate
+        return bool(self._long or self._long_elsewhere) or now_ms < self._lane_until_ms
 
     @property
     def may_read_beside(self) -> bool:
@@ -261,7 +275,7 @@ class Knee:
         """For the other workers."""
         return KneeReport(
             sequences=len(self._running),
-            prefill_tokens=self._prefilling,
+            prefill_tokens=int(self._prefilling_mean),
             kv_tokens=self._resident_with(0, 0),
             itl_ms=self._itl_told_ms,
             itl_tokens=self._itl_told_tokens,
@@ -269,6 +283,7 @@ class Knee:
             full=self._fulls,
             prefill_per_s=self._rate if self._learnt else 0.0,
             used_per_s=self._used_per_s,
+            long=list(self._long.values()),
         )
 
     def follow(self, limits: KneeLimits | None) -> None:
@@ -277,9 +292,14 @@ class Knee:
             self._sequences = float(limits.sequences)
         self._followed = limits
 
-    def elsewhere(self, load: KneeLimits, used_per_s: float) -> None:
-        """What other workers have running there, as they told it last, and the prompt tokens a second they send."""
-        self._elsewhere, self._used_elsewhere = load, used_per_s
+    def elsewhere(
+        self, load: KneeLimits, used_per_s: float = 0.0, *, long: Sequence[str] = (), now_ms: int = 0
+    ) -> None:
+        """What other workers have running there, as they told it last, the prompt tokens a second they send, and the
+        tenants whose long prompts they have being read."""
+        self._elsewhere, self._used_elsewhere, self._long_elsewhere = load, used_per_s, long
+        if long:
+            self._lane_until_ms = now_ms + LANE_KEPT_MS
 
     def hear(self, before: KneeReport, now: KneeReport, now_ms: int) -> None:
         """What another worker, which follows this one, has measured between two reports. Its prefill rate counts where
@@ -302,7 +322,7 @@ class Knee:
         if self.is_long(work):
             self._long[work.id] = work.tenant
             self._long_tokens += work.uncached_tokens
-        self._prefilling += work.uncached_tokens
+        self._prefills(work.uncached_tokens, now_ms)
         self._sent_tokens += work.uncached_tokens
         self._prompts += work.input_tokens
         self._resident += work.input_tokens + running.output_tokens
@@ -323,11 +343,27 @@ class Knee:
             self._read_beside(running, now_ms)
         owed_ms = self._has_read(running, now_ms)
         tokens = running.work.uncached_tokens
-        if tokens >= LEARNS_FROM_TOKENS and now_ms > running.at_ms and not (beside or self._reads_long_elsewhere):
-            rate = (tokens + running.ahead_tokens) * 1000 / (now_ms - running.at_ms)
-            self._rate += RATE_PART * (rate - self._rate)
+        if tokens >= LEARNS_FROM_TOKENS and now_ms > running.at_ms and not (beside or self._long_elsewhere):
+            read, took_s = tokens + running.ahead_tokens, (now_ms - running.at_ms) / 1000
+            self._read_tokens += RATE_PART * (read - self._read_tokens)
+            self._read_s += RATE_PART * (took_s - self._read_s)
+            if self._elsewhere.prefill_tokens:
+                # What others had on the way is known in the mean only: single samples may be far too fast.
+                self._rate = min(self._read_tokens / self._read_s, self._rate_most(now_ms))
+            else:
+                self._rate += RATE_PART * (read / took_s - self._rate)
             self._learnt = True
         return owed_ms
+
+    def _rate_most(self, now_ms: int) -> float:
+        """The prefill rate is not much above what is read where prompts take longer than they should: those that are
+        let pass in the engine would make it seem so. A long one says nothing: it was sent in one moment."""
+        if self.is_lane(now_ms):
+            return inf
+        sent_per_s = self._used_per_s + self._used_elsewhere
+        being_read = self._prefilling_mean + self._elsewhere.prefill_tokens
+        is_late = being_read > LATE * PREFILL_WINDOW_S * sent_per_s
+        return max(RATE_KEPT * self._rate, RATE_ABOVE_SENT * sent_per_s) if is_late else inf
 
     def paid(self, tokens: int) -> None:
         """The time is over for which a prompt of `tokens` counted on."""
@@ -377,14 +413,22 @@ class Knee:
         if share is None or tokens <= share.prefill_tokens:
             return 0
         part = share.prefill_tokens / self.limits.prefill_tokens
-        owed_ms = int(tokens * 1000 / (self._rate * part)) - (now_ms - running.at_ms)
+        # One larger than P has kept all others waiting already.
+        charged = min(tokens, self.limits.prefill_tokens)
+        owed_ms = int(charged * 1000 / (self._rate * part)) - (now_ms - running.at_ms)
         if owed_ms <= 0:
             return 0
         self._owed += tokens
         return owed_ms
 
+    def _prefills(self, tokens: int, now_ms: int) -> None:
+        """So many more are being read; keeps how many there are in the mean."""
+        self._prefilling_ms += self._prefilling * (now_ms - self._prefilling_since_ms)
+        self._prefilling_since_ms = now_ms
+        self._prefilling += tokens
+
     def _read(self, work: Work, now_ms: int) -> None:
-        self._prefilling -= work.uncached_tokens
+        self._prefills(-work.uncached_tokens, now_ms)
         if self._long.pop(work.id, None) is not None:
             self._long_tokens -= work.uncached_tokens
             self._lane_until_ms = now_ms + LANE_KEPT_MS
@@ -440,7 +484,10 @@ class Knee:
         if now_ms > self._ticked_ms:
             used_per_s = self._sent_tokens * 1000 / (now_ms - self._ticked_ms)
             self._used_per_s += USED_PART * (used_per_s - self._used_per_s)
-            self._sent_tokens, self._ticked_ms = 0, now_ms
+            self._prefills(0, now_ms)
+            mean = self._prefilling_ms / (now_ms - self._ticked_ms)
+            self._prefilling_mean += USED_PART * (mean - self._prefilling_mean)
+            self._sent_tokens, self._prefilling_ms, self._ticked_ms = 0, 0.0, now_ms
         peak = max(self._peak, len(self._running)) + self._elsewhere.sequences
         self._peak = len(self._running)
         running = self._peak + self._elsewhere.sequences

@@ -125,11 +125,11 @@ class Pool:
                 if knee := knees.get(replica):
                     sequences, prefill_tokens, kv_tokens = limits
                     knee.follow(KneeLimits(sequences, prefill_tokens, None if kv_tokens < 0 else kv_tokens))
+        self._may_get_more = False
         for replica, knee in knees.items():
             if heard.leads:
                 knee.follow(None)
             self._listen(replica, knee, before, now_ms)
-        self._may_get_more = False
         self._granted = {replica: sequences for replica, sequences, *_ in heard.grants}
         for replica, sequences, lane, left in heard.grants:
             knee, target = knees.get(replica), self._targets.get(replica)
@@ -146,6 +146,7 @@ class Pool:
     def _listen(self, replica: str, knee: Knee, before: Mapping[str, Told], now_ms: int) -> None:
         sequences = prefill_tokens = kv_tokens = 0
         used_per_s = 0.0
+        long: list[str] = []
         for name, other in self._others.items():
             report = other.replicas.get(replica)
             if report is None:
@@ -154,7 +155,9 @@ class Pool:
             prefill_tokens += report.prefill_tokens
             kv_tokens += report.kv_tokens
             used_per_s += report.used_per_s
+            long += report.long
             earlier = before[name].replicas.get(replica) if name in before else None
             if self.leads and earlier is not None:
                 knee.hear(earlier, report, now_ms)
-        knee.elsewhere(KneeLimits(sequences, prefill_tokens, kv_tokens), used_per_s)
+        self._may_get_more = self._may_get_more or bool(long)
+        knee.elsewhere(KneeLimits(sequences, prefill_tokens, kv_tokens), used_per_s, long=long, now_ms=now_ms)
