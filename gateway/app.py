@@ -221,6 +221,8 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatc
         metrics.client_attempts.labels(model, "retry").inc(counts.retries)
         for wait_ms in counts.waits_ms:
             metrics.queue_wait.labels(model).observe(wait_ms / 1000)
+        for error_ms in counts.wait_errors_ms:
+            metrics.queue_wait_error.labels(model).observe(error_ms / 1000)
         for replica, knee in line.knees.items():
             if knee.itl_beside_ms:
                 metrics.itl_beside.labels(replica.name).set(knee.itl_beside_ms / 1000)

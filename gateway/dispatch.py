@@ -176,11 +176,13 @@ class Slot:
 
 @dataclass(slots=True)
 class LineCounts:
-    """What a line's metrics are made of. `waits_ms` are of those that waited, from their arrival on."""
+    """What a line's metrics are made of. `waits_ms` are of those that waited, from their arrival on, and
+    `wait_errors_ms` by how much longer they were than predicted."""
 
     first_attempts: int = 0
     retries: int = 0
     waits_ms: list[int] = field(default_factory=list)
+    wait_errors_ms: list[float] = field(default_factory=list)
 
 
 class Line:
@@ -410,7 +412,11 @@ class Line:
         self._pumping = None
         while work := self.queue.next(self._waiting_fits, self.now_ms()):
             slot = self._waiting.pop(work.id)
-            self._counts.waits_ms.append(self.now_ms() - work.arrived_ms)
+            waited_ms = self.now_ms() - work.arrived_ms
+            self._counts.waits_ms.append(waited_ms)
+            predicted_ms = self.queue.predicted_wait_ms(work)
+            if predicted_ms is not None:
+                self._counts.wait_errors_ms.append(waited_ms - predicted_ms)
             slot.placed(self._dispatch(slot))
         self.expire()
 

@@ -20,8 +20,9 @@ _FORGET_FROM = 256
 
 
 class Band:
-    """The tenants of one priority. `backlog` and `running` are costs, `owed` what it may take before higher bands, and
-    `out_of_turn` what others were given since the one whose turn it is became that, of at most `locality_tokens`."""
+    """The tenants of one priority. `backlog` and `running` are costs, `owed` what it may take before higher bands,
+    `credit_tokens` how far a tenant may be behind, and `out_of_turn` what others were given since the one whose turn it
+    is became that, of at most `locality_tokens`."""
 
     def __init__(self, priority: int, *, credit_tokens: float, locality_tokens: float) -> None:
         self.priority = priority
@@ -37,7 +38,7 @@ class Band:
         """Of those that are active there and not here."""
         self.waiting_weight = 0.0
         self.active_weight = 0.0
-        self._credit_tokens = credit_tokens
+        self.credit_tokens = credit_tokens
         self.locality_tokens = locality_tokens
         self._flows: dict[str, Flow] = {}
         self._elsewhere: dict[str, float] = {}
@@ -89,6 +90,10 @@ class Band:
         """By how much its counter will be before virtual time once it waits; negative where it has credit."""
         return 0.0 if flow is None else self._lifted(flow) - self._now()
 
+    def has_credit(self, flow: Flow) -> bool:
+        """Whether it was given less than those dispatched last."""
+        return flow.counter < self._virtual_time
+
     def wait(self, entry: Entry) -> None:
         """`entry` joins its tenant's backlog."""
         flow = entry.flow
@@ -124,7 +129,7 @@ class Band:
             self._virtual_time = max(self._virtual_time, start)
         self._lift(flow)
         if not self.waiting:
-            ceiling = self._virtual_time + max(self._credit_tokens, flow.running + entry.cost) / flow.weight
+            ceiling = self._virtual_time + max(self.credit_tokens, flow.running + entry.cost) / flow.weight
             cost = max(0.0, min(cost, ceiling - flow.counter))
         self._activate(flow)
         entry.runs = True
@@ -215,7 +220,7 @@ class Band:
 
     def _lifted(self, flow: Flow) -> float:
         now = self._now()
-        return max(flow.counter, now - self._credit_tokens / flow.weight if flow.is_active else now)
+        return max(flow.counter, now - self.credit_tokens / flow.weight if flow.is_active else now)
 
     def _lift(self, flow: Flow) -> None:
         if not flow.waiting:

@@ -12,9 +12,21 @@ SIZES = 40
 
 class Entry:
     """A work as the queue keeps it, from its arrival to its end. `charged` is what its tenant was charged, `predicted`
-    whether the rate was known when it was let wait."""
+    whether the rate was known when it was let wait, and `below_share` whether its tenant was that then."""
 
-    __slots__ = ("charged", "cost", "flow", "predicted", "rank", "runs", "sequence", "started_ms", "waits", "work")
+    __slots__ = (
+        "below_share",
+        "charged",
+        "cost",
+        "flow",
+        "predicted_ms",
+        "rank",
+        "runs",
+        "sequence",
+        "started_ms",
+        "waits",
+        "work",
+    )
 
     def __init__(self, work: Work, flow: Flow, cost: float, sequence: int) -> None:
         self.work = work
@@ -26,7 +38,8 @@ class Entry:
         self.started_ms = 0
         self.waits = False
         self.runs = False
-        self.predicted = False
+        self.predicted_ms: float | None = None
+        self.below_share = False
 
 
 class Flow:

@@ -23,6 +23,8 @@ PREFILL_WINDOW_S = 0.25
 """P is what the replica prefills in that time. The product is vLLM's own rule for `--max-num-queued-tokens` (its PR
 #49445: target TTFT x prefill rate); a quarter second is what did best in a simulation of its step loop."""
 LEAST_PREFILL_TOKENS = 1024
+PREFILL_KEPT = 0.5
+"""The part of P that others leave to tenants below their share: what is read before a newcomer's prompt is its wait."""
 KV_SHARE = 0.95
 OUTGROWN = 2
 """An answer longer than predicted is expected to be so many times what it has: lengths are heavy-tailed."""
@@ -104,6 +106,7 @@ class Knee:
         self._sequences = float(FIRST_SEQUENCES)
         self._rate = DEFAULT_PREFILL_TOKENS_PER_S
         self._running: dict[str, _Running] = {}
+        self._tenants: dict[str, int] = {}
         self._prefilling = 0
         self.reads_beside: bool | None = None
         """Whether the engine reads other prompts beside a long one; None: not known yet."""
@@ -168,8 +171,9 @@ class Knee:
 
     def fits(self, work: Work, *, below_share: bool, tries: bool = False) -> bool:
         """Whether the replica has room. A few sequences more (3 to 6 %, at least 2) are for tenants below their share:
-        running answers are not preempted, so they would wait for the next end. A prompt larger than P goes alone.
-        `tries`: beside a long prompt one may be sent to see whether the engine reads it there."""
+        running answers are not preempted, so they would wait for the next end. Nor may those at or above it begin to
+        fill the rest of P, unless nobody else runs there. A prompt larger than P goes alone. `tries`: beside a long
+        prompt one may be sent to see whether the engine reads it there."""
         limits, share = self.limits, self.share
         running, uncached = len(self._running), work.uncached_tokens
         size = work.input_tokens + work.output_tokens
@@ -192,6 +196,9 @@ class Knee:
             return False
         resident = self._resident_with(work.input_tokens, self._output_tokens(work))
         if kv_most is not None and running and resident > kv_most:
+            return False
+        has_all = below_share or self._long or self._tenants.keys() <= {work.tenant}
+        if not has_all and self._prefilling + self._owed > (1 - PREFILL_KEPT) * prefill_most:
             return False
         return self._may_read(work, prefill_most, tries=tries)
 
@@ -322,6 +329,7 @@ class Knee:
         if self.is_long(work):
             self._long[work.id] = work.tenant
             self._long_tokens += work.uncached_tokens
+        self._tenants[work.tenant] = self._tenants.get(work.tenant, 0) + 1
         self._prefills(work.uncached_tokens, now_ms)
         self._sent_tokens += work.uncached_tokens
         self._prompts += work.input_tokens
@@ -454,6 +462,10 @@ class Knee:
         if running is None:
             return
         self._prompts -= running.work.input_tokens
+        tenant = running.work.tenant
+        self._tenants[tenant] -= 1
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
         self._resident -= running.work.input_tokens + running.output_tokens
         if running.told > 1:
             self._predicted_tokens = LENGTHS_KEPT * self._predicted_tokens + running.work.output_tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 MISSES = 0.1
 """The part of those that wait which may miss its deadline: every tenth, as with a 90th percentile."""
 
-_STEP = 0.05
+_STEP = 0.06
 _MOST = 8.0
 
 

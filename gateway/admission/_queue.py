@@ -20,7 +20,11 @@ LOWER_BAND_FLOOR = 0.05
 """Of the cost dispatched while a lower band waits, what it gets even if higher ones could use it all."""
 
 CREDIT_TOKENS = 20_000.0
-"""How far a tenant can be behind: about a second of an H200 with an 8B model, a dozen chat requests."""
+"""How far a tenant can be behind at least: a dozen chat requests."""
+
+CREDIT_MS = 2_000.0
+"""And as much as the whole fleet drains in this time: what one of ten tenants that uses just its share on the average
+asks for at once now and then. More would let one that used less have the fleet for longer."""
 
 LOCALITY_TOKENS = 2_000.0
 """About one chat request: what tenants may be given out of turn because their prefix is the one just dispatched."""
@@ -39,8 +43,9 @@ class FairQueue:
     """Decides for one model; no clock and no I/O. A work is offered or started, then ended, withdrawn or expired.
 
     `is_held` says of which works their tenants have enough running: others go before them and owe them nothing.
-    `locality_tokens` and `credit_tokens` are costs, per tenant. `sequences`, where it is known, is how many requests
-    the replicas run at most, for tenants that may hold only a part of them (`max_share`); it may change.
+    `locality_tokens` and `credit_tokens` (at least so much) are costs, per tenant. `sequences`, where it is known, is
+    how many requests the replicas run at most, for tenants that may hold only a part of them (`max_share`); it may
+    change.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class FairQueue:
         self._drain = Drain()
         self._returns: dict[int, Returns] = {}
         self._doubling = Doubling()
-        self._margin = Margin()
+        self._margins = (Margin(), Margin())
 
     def __len__(self) -> int:
         """Works that wait."""
@@ -82,14 +87,13 @@ class FairQueue:
         """
         self._drain.passed(now_ms, waits=self._waiting > 0)
         cost = self._cost_of(work)
-        if self._waiting:
-            wait_ms = self._wait_ms(work, cost)
-            if wait_ms is not None and now_ms + wait_ms > work.deadline_ms:
-                return self._turned(work, cost, wait_ms, now_ms)
-        elif now_ms > work.deadline_ms:
-            return self._turned(work, cost, self._wait_ms(work, cost), now_ms)
+        wait_ms = self._wait_ms(work, cost)
+        until_ms = now_ms + (wait_ms or 0.0) if self._waiting else now_ms
+        if until_ms > work.deadline_ms:
+            return self._turned(work, cost, wait_ms, now_ms)
         entry = self._entry(work, cost)
-        entry.predicted = self._drain.rate is not None
+        entry.predicted_ms = wait_ms
+        entry.below_share = self._below_share(entry.flow)
         self._wait(entry)
         return None
 
@@ -114,13 +118,19 @@ class FairQueue:
                 band.run(entry)
                 self._prefix = entry.work.prefix
                 entry.started_ms = now_ms
-                if entry.predicted:
-                    self._margin.served()
+                if entry.predicted_ms is not None:
+                    self._margin(entry.below_share).served()
                 self._drain.dispatched(band.priority, entry.cost, retry=entry.work.retry)
                 return entry.work
             if blocked:
                 return None
         return None
+
+    def predicted_wait_ms(self, work: Work) -> float | None:
+        """How long `work`, which waits or runs, was expected to wait when it came; None where no rate was known then,
+        or it did not have to."""
+        entry = self._entries.get(work.id)
+        return None if entry is None else entry.predicted_ms
 
     def start(self, work: Work, now_ms: int) -> None:
         """`work` is dispatched without having waited: charged the same."""
@@ -177,7 +187,8 @@ class FairQueue:
         return expired
 
     def below_share(self, work: Work) -> bool:
-        """Whether what its tenant has running is less than its share of what runs in its band and lower ones."""
+        """Whether its tenant has credit, or what it has running is less than its share of what runs in its band and
+        lower ones."""
         band = self._by_priority.get(work.band)
         flow = None if band is None else band.known(work.tenant)
         if flow is None:
@@ -240,7 +251,11 @@ class FairQueue:
         return band
 
     def _entry(self, work: Work, cost: float) -> Entry:
-        flow = self._band(work.band).flow(work.tenant, work.weight)
+        band = self._band(work.band)
+        rate = self._drain.rate
+        if rate is not None:
+            band.credit_tokens = max(self._credit_tokens, CREDIT_MS * rate)
+        flow = band.flow(work.tenant, work.weight)
         flow.max_share = work.max_share
         if flow.shortest_first is not work.shortest_first:
             flow.go_by_size(work.shortest_first)
@@ -267,8 +282,8 @@ class FairQueue:
             if entry.waits:
                 self._leave(entry)
                 self._late.append(entry)
-                if entry.predicted:
-                    self._margin.missed()
+                if entry.predicted_ms is not None:
+                    self._margin(entry.below_share).missed()
 
     def _in_order(self) -> list[Band]:
         """Bands that wait: those that are owed service first, the lowest of them first, then the highest."""
@@ -298,7 +313,7 @@ class FairQueue:
             if asked > _LOOK:
                 break
             entry = flow.head
-            below = (flow.running + flow.elsewhere) * weight < running * flow.weight
+            below = (flow.running + flow.elsewhere) * weight < running * flow.weight or band.has_credit(flow)
             tokens = entry.work.input_tokens + entry.work.output_tokens
             uncached = entry.work.uncached_tokens
             for misfit in tried:
@@ -355,7 +370,9 @@ class FairQueue:
     def _below_share(self, flow: Flow) -> bool:
         band = self._by_priority[flow.band]
         weight = band.active_weight + band.weight_elsewhere + (0.0 if flow.is_active else flow.weight)
-        return (flow.running + flow.elsewhere) * weight < self._running_from(band) * flow.weight
+        return (flow.running + flow.elsewhere) * weight < self._running_from(band) * flow.weight or band.has_credit(
+            flow
+        )
 
     def bend(self, locality_tokens: float) -> None:
         """From now on tenants may be given so much out of turn, as a cost, for the prefix that was just dispatched."""
@@ -388,12 +405,16 @@ class FairQueue:
         higher = sum(band.backlog for band in self._bands if band.priority > work.band)
         wait_ms = higher / total + self._drain.interval_ms
         band = self._by_priority.get(work.band)
+        flow = None if band is None else band.known(work.tenant)
         if band is not None and band.waiting:
-            flow = band.known(work.tenant)
             ahead = 0.0 if flow is None else flow.ahead(cost, retry=work.retry)
             turn = max(0.0, band.lag(flow) + ahead / work.weight) * self._weights(work)
             wait_ms += min(turn, band.backlog) / rate
-        return wait_ms * self._margin.factor
+        return wait_ms * self._margin(flow is None or self._below_share(flow)).factor
+
+    def _margin(self, below_share: bool) -> Margin:
+        """Those below their share are hardly overtaken; what is learnt from the others would have them refused."""
+        return self._margins[below_share]
 
     def _weights(self, work: Work) -> float:
         """The weights among which the band's service is divided once `work` waits too."""

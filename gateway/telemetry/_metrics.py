@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from gateway.metering import UsageEvent
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_ERROR_SECONDS = (-30, -10, -5, -2.5, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BOUNDS_MS = [round(1000 * bound_s) for bound_s in _SECONDS]
 
 
@@ -178,6 +179,13 @@ class Metrics:
             "Wait for a replica with room, of requests that had to wait and then ran.",
             ("model",),
             buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_wait_error = Histogram(
+            "mtok_queue_wait_error_seconds",
+            "By how much a wait was longer than predicted, or shorter, of those in mtok_queue_wait_seconds.",
+            ("model",),
+            buckets=_ERROR_SECONDS,
             registry=registry,
         )
         self.client_attempts = Counter(

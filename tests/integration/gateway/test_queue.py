@@ -227,6 +227,10 @@ async def test_metrics_tell_who_waits_and_what_a_replica_may_have(engine: Engine
     after = (await served.get("/metrics")).body.decode()
     assert 'mtok_queue_length{model="tiny"} 0.0' in after
     assert 'mtok_queue_wait_seconds_count{model="tiny"} 2.0' in after
+    assert "mtok_queue_wait_error_seconds_count{" not in after  # how fast it drains was not known yet
+    for _ in range(2):
+        await asyncio.gather(*(served.post() for _ in range(12)))
+    assert 'mtok_queue_wait_error_seconds_count{model="tiny"}' in (await served.get("/metrics")).body.decode()
     assert 'mtok_client_attempts_total{attempt="first",model="tiny"} 2.0' in after
     assert 'mtok_client_attempts_total{attempt="retry",model="tiny"} 1.0' in after
 

@@ -7,10 +7,12 @@ import pytest
 from gateway.admission import Knee, Work
 
 
-def work(name: str, *, input_tokens: int = 100, cached_tokens: int = 0, output_tokens: int = 100) -> Work:
+def work(
+    name: str, *, tenant: str = "acme", input_tokens: int = 100, cached_tokens: int = 0, output_tokens: int = 100
+) -> Work:
     return Work(
         id=name,
-        tenant="acme",
+        tenant=tenant,
         band=0,
         weight=1.0,
         input_tokens=input_tokens,
@@ -63,6 +65,22 @@ def test_prompts_that_are_being_read_are_bounded_by_their_uncached_tokens() -> N
     knee.dispatched(work("half", input_tokens=4000), 4000)
     assert not knee.fits(work("other", input_tokens=4000), below_share=False)
     assert knee.fits(work("warm", input_tokens=4000, cached_tokens=3500), below_share=False)
+
+
+def test_half_of_p_is_left_to_tenants_below_their_share_unless_nobody_else_runs_there() -> None:
+    knee = Knee(itl_ms=80)
+    half = knee.limits.prefill_tokens // 2
+    knee.dispatched(work("first", input_tokens=half + 1), 0)
+    assert knee.fits(work("second", input_tokens=100), below_share=False)
+    knee.dispatched(work("other", tenant="other", input_tokens=10), 0)
+    assert not knee.fits(work("second", input_tokens=100), below_share=False)
+    assert not knee.fits(work("third", tenant="third", input_tokens=100), below_share=False)
+    assert knee.fits(work("second", input_tokens=100), below_share=True)
+    knee.first_token("first", 100)
+    assert knee.fits(work("second", input_tokens=100), below_share=False)
+    knee.dispatched(work("large", input_tokens=half + 1), 100)
+    knee.ended("other", 200)
+    assert knee.fits(work("second", input_tokens=100), below_share=False)
 
 
 def test_the_prefill_rate_is_learnt_from_first_tokens() -> None:

@@ -191,6 +191,22 @@ def test_below_share() -> None:
     assert queue.below_share(work("x", "heavy", band=1))
 
 
+def test_a_tenant_that_was_given_less_is_below_its_share_whatever_it_has_running() -> None:
+    """`light` runs more than half at the moment, of less than it could have had."""
+    queue = FairQueue(cost=FLAT, credit_tokens=1000.0)
+    queue.start(work("l0", "light"), 0)
+    offer(queue, *(work(f"h{i}", "heavy") for i in range(100)))
+    drain(queue, 100)
+    for i in range(1, 6):
+        queue.start(work(f"l{i}", "light"), 0)
+    queue.start(work("h", "heavy"), 0)
+
+    assert queue.below_share(work("x", "light"))
+    for i in range(6, 40):
+        queue.start(work(f"l{i}", "light"), 0)
+    assert not queue.below_share(work("x", "light"))
+
+
 def test_a_lone_tenant_is_not_below_its_share() -> None:
     queue = FairQueue()
     queue.start(work("x"), 0)
@@ -297,6 +313,22 @@ def test_refuses_on_arrival_what_would_wait_past_its_deadline() -> None:
     assert turned.predicted_wait_ms == pytest.approx(1100, abs=10)
     assert 1100 <= turned.retry_after_ms <= 1400
     assert len(queue) == 10
+
+
+def test_what_a_wait_was_predicted_to_be_is_known_when_it_is_over() -> None:
+    queue = FairQueue(cost=FLAT)
+    offer(queue, work("first", "a"))
+    assert queue.predicted_wait_ms(work("first", "a")) is None
+    drain(queue)
+    now_ms = busy(queue)
+    for i in range(3):
+        offer(queue, work(f"a{i}", "a"), now_ms=now_ms)
+
+    last = [queue.next(always, now_ms + 300) for _ in range(3)][2]
+    assert last is not None
+    assert queue.predicted_wait_ms(last) == pytest.approx(300, abs=10)
+    end(queue, last)
+    assert queue.predicted_wait_ms(last) is None
 
 
 def test_the_wait_is_that_of_the_tenants_own_backlog() -> None:
