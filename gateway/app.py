@@ -9,11 +9,13 @@ import random
 import signal
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
+from math import inf
 from pathlib import Path
 
 from starlette.routing import Route, Router
 
 from gateway.admin_pages import AdminPages
+from gateway.alerts import Alerts
 from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
 from gateway.counting import PromptCounter
@@ -98,7 +100,7 @@ class Gateway:
     def _limits_of(self, tenant: str) -> LimitsSpec:
         return self._policies.limits_of(tenant)
 
-    def _apply(self, policies: Policies, lifecycle: Lifecycle, watch: Watch, rules: RuleWatch) -> None:
+    def _apply(self, policies: Policies, lifecycle: Lifecycle, watch: Watch, rules: RuleWatch, alerts: Alerts) -> None:
         """Puts new policies in force, between two requests. How the ledger keeps usage stays as it was at the start."""
         if policies.ledger != self._policies.ledger:
             log.warning("the `ledger` section has changed: but for tags and users that needs a restart")
@@ -110,6 +112,8 @@ class Gateway:
         lifecycle.telemetry.metrics.show_policy(policies.version)
         watch.use(tenants=policies.tenants, prices=policies.prices)
         rules.use(policies)
+        alerts.use(policies.alerts)
+        lifecycle.telemetry.metrics.end_soft(inf)
 
     @asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
@@ -145,6 +149,9 @@ class Gateway:
             await stack.enter_async_context(watch)
             rules = RuleWatch(redis, policies, now_ms=clock.now_ms, show=metrics.show_unmatched)
             await stack.enter_async_context(rules)
+            alerts = Alerts(redis, policies.alerts, token=settings.alerts_token, metrics=metrics, now_ms=clock.now_ms)
+            await stack.enter_async_context(alerts)
+            metrics.before_flush(lambda: metrics.end_soft(clock.now_ms()))
             dispatcher = Dispatcher(clock.now_ms)
             dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
             stack.callback(dispatching.cancel)
@@ -157,6 +164,7 @@ class Gateway:
                 ledger=ledger,
                 dispatcher=dispatcher,
                 telemetry=Telemetry(metrics, tracing),
+                alerts=alerts,
                 clock=clock,
                 settings=settings,
             )
@@ -194,7 +202,9 @@ class Gateway:
                 )
                 await stack.enter_async_context(sink)
             if self._directory is not None:
-                reloader = Reloader(self._directory, policies, lambda new: self._apply(new, lifecycle, watch, rules))
+                reloader = Reloader(
+                    self._directory, policies, lambda new: self._apply(new, lifecycle, watch, rules, alerts)
+                )
                 reloading = asyncio.create_task(reloader.run(), name="policies")
                 stack.callback(reloading.cancel)
                 metrics.before_flush(lambda: metrics.policy_failed.set(bool(reloader.failed)))

@@ -22,7 +22,9 @@ from gateway.admission import (
     output_left,
     ratelimit_headers,
     refusal,
+    soft_limit_headers,
 )
+from gateway.alerts import Alerts
 from gateway.clock import Clock
 from gateway.context import PromptSize
 from gateway.errors import Refused, RefusedBy
@@ -147,6 +149,7 @@ class Reservation:
         meter: Meter,
         ledger: Ledger,
         telemetry: Telemetry,
+        alerts: Alerts,
         clock: Clock,
     ) -> None:
         self.meter = meter
@@ -158,6 +161,7 @@ class Reservation:
         self._price = price
         self._ledger = ledger
         self._telemetry = telemetry
+        self._alerts = alerts
         self._clock = clock
         self._lease: Lease | None = None
         self._slices: list[Lease] = []
@@ -185,6 +189,8 @@ class Reservation:
             log.warning("nothing can be booked: %s", error)
             raise Refused(refusals.JOURNAL_AWAY) from error
         self._call.headers += ratelimit_headers(decision)
+        if decision.notes:
+            self._tell(decision)
         if isinstance(decision, Denial):
             self._telemetry.metrics.count_denial(self._call.tenant, decision.scope_kind, decision.dimension)
             raise Refused(refusal(decision))
@@ -195,6 +201,19 @@ class Reservation:
         self._ledger.watch(self._lease, self.snapshot)
         self._telemetry.metrics.running += 1
         return self
+
+    def _tell(self, decision: Grant | Denial) -> None:
+        """What limits that do not refuse have to say: to the client, in metrics, to the webhook."""
+        call, metrics, now_ms = self._call, self._telemetry.metrics, self._clock.now_ms()
+        call.headers += soft_limit_headers(decision.notes)
+        for note in decision.notes:
+            if note.percent is not None:
+                until_ms = note.holds_until_ms(now_ms)
+                metrics.show_soft(note.kind, note.of, note.dimension, ratio=note.percent / 100, until_ms=until_ms)
+            elif isinstance(decision, Grant):
+                metrics.count_audited(call.tenant, note.kind, note.of, note.dimension)
+        self._alerts.tell(call.tenant, decision.notes)
+        log.debug("limits that do not refuse", extra={"data": {"request_id": call.id, "limits": decision.notes}})
 
     async def _reserve(self) -> Grant | Denial:
         """Asks for the most it can use. Where that is refused and a smaller hold is as safe, asks for that: once the

@@ -26,6 +26,7 @@ from functools import partial
 
 from gateway import refusals
 from gateway.admission import Holding, Work
+from gateway.alerts import Alerts
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import (
@@ -84,6 +85,7 @@ class Lifecycle:
         ledger: Ledger,
         dispatcher: Dispatcher,
         telemetry: Telemetry,
+        alerts: Alerts,
         clock: Clock,
         settings: Settings,
     ) -> None:
@@ -93,6 +95,7 @@ class Lifecycle:
         self.ledger = ledger
         self.dispatcher = dispatcher
         self.telemetry = telemetry
+        self._alerts = alerts
         self.clock = clock
         self.settings = settings
         self.draining = False
@@ -282,6 +285,7 @@ class Lifecycle:
             meter=Meter(view, size, limits),
             ledger=self.ledger,
             telemetry=self.telemetry,
+            alerts=self._alerts,
             clock=self.clock,
         )
 

@@ -29,6 +29,7 @@ VARIABLES: Mapping[str, str] = {
     "MTOK_DATA_DIR": "directory of the embedded Valkey and the journals (default ./.mtok)",
     "MTOK_ADMIN_KEY": "key of the administrator, who may ask for any tenant's usage; unset: nobody may",
     "MTOK_SINK_TOKEN": "bearer token for the policies' ledger.sink; unset: none is sent",
+    "MTOK_ALERTS_TOKEN": "bearer token for the policies' alerts.url; unset: none is sent",
     "MTOK_LOG": "level of the log: debug, info, warning or error (default info)",
     "MTOK_MAX_BODY_BYTES": "largest request body in bytes (default 33554432, 32 MiB)",
     "MTOK_READ_TIMEOUT_S": "seconds a client has to send its headers and body (default 30)",
@@ -51,6 +52,7 @@ class Settings:
     data_dir: Path = Path(".mtok")
     admin_key_sha256: bytes | None = field(default=None, repr=False)
     sink_token: str | None = field(default=None, repr=False)
+    alerts_token: str | None = field(default=None, repr=False)
     log_level: LogLevel = "info"
     max_body_bytes: int = 32 * _MIB
     read_timeout_s: float = 30.0
@@ -80,6 +82,7 @@ class Settings:
             data_dir=read("MTOK_DATA_DIR", _directory, Path(".mtok")),
             admin_key_sha256=read("MTOK_ADMIN_KEY", _admin_key, None),
             sink_token=read("MTOK_SINK_TOKEN", _token, None),
+            alerts_token=read("MTOK_ALERTS_TOKEN", _token, None),
             log_level=read("MTOK_LOG", _log_level, "info"),
             max_body_bytes=read("MTOK_MAX_BODY_BYTES", _bytes, 32 * _MIB),
             read_timeout_s=read("MTOK_READ_TIMEOUT_S", _seconds, 30.0),

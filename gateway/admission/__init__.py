@@ -6,11 +6,12 @@ No I/O and no clock: the account itself is decided in one atomic script (`store/
 """
 
 from ._account import UNIT, Accounts, Held, Refusing
+from ._alerts import Alert, Crossing, Thresholds
 from ._allowance import Allowance
 from ._explain import Explanation, Question, Rule, explain
 from ._first_tokens import FirstTokens
 from ._guards import Gauges
-from ._headers import go_duration, ratelimit_headers
+from ._headers import go_duration, ratelimit_headers, soft_limit_headers
 from ._holding import HELD, SLICE_TOKENS, Holding, output_left
 from ._knee import Knee, KneeLimits
 from ._lanes import is_held, preferred
@@ -30,10 +31,12 @@ __all__ = [
     "SLICE_TOKENS",
     "UNIT",
     "Accounts",
+    "Alert",
     "Allowance",
     "Ask",
     "BandLoad",
     "Cost",
+    "Crossing",
     "Denial",
     "Dimension",
     "Explanation",
@@ -57,6 +60,7 @@ __all__ = [
     "Refusing",
     "Rule",
     "Standing",
+    "Thresholds",
     "Told",
     "Turned",
     "Work",
@@ -73,6 +77,7 @@ __all__ = [
     "ratelimit_headers",
     "refusal",
     "seconds",
+    "soft_limit_headers",
     "unit_of",
     "usd",
     "would_pass",

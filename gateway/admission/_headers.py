@@ -1,8 +1,15 @@
-"""OpenAI's rate-limit headers, sent with 200 and with 429."""
+"""Headers about limits, sent with 200 and with 429: OpenAI's, and Mtok's own of soft ones."""
 
 from __future__ import annotations
 
-from ._values import Denial, Grant
+from collections.abc import Iterable
+from typing import Final
+
+from ._values import Denial, Grant, Note
+
+SOFT_LIMIT: Final = b"x-mtok-soft-limit"
+_TENANTS_OWN: Final = ("tenant", "key", "group")
+"""How full a model or the fleet is, is the operator's to know."""
 
 
 def ratelimit_headers(decision: Grant | Denial) -> list[tuple[bytes, bytes]]:
@@ -22,6 +29,17 @@ def ratelimit_headers(decision: Grant | Denial) -> list[tuple[bytes, bytes]]:
             (b"x-ratelimit-reset-tokens", go_duration(standing.tokens_reset_ms)),
         )
     return headers
+
+
+def soft_limit_headers(notes: Iterable[Note]) -> list[tuple[bytes, bytes]]:
+    """`x-mtok-soft-limit: usd_per_month 83%, key acme-ci tokens_per_day 60%`: what is used of the tenant's own soft
+    limits, of its key's and its group's; none where nothing is used by half."""
+    used = [
+        f"{note.scope} {note.dimension} {note.percent}%".lstrip()
+        for note in notes
+        if note.percent is not None and note.kind in _TENANTS_OWN
+    ]
+    return [(SOFT_LIMIT, ", ".join(used).encode())] if used else []
 
 
 def go_duration(ms: int) -> bytes:

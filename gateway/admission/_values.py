@@ -59,7 +59,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 class Note(msgspec.Struct, frozen=True):
     """What a limit that does not refuse has to tell: `percent` used of a soft one, from 50 on; of an audited one None,
-    it would have refused. `scope` is whose it is, empty for the tenant's own; `kind` and `of` name it in metrics."""
+    it would have refused. `scope` is whose it is, empty for the tenant's own; `kind` and `of` name it in metrics. Of a
+    limit that has one, `period` (`month:2026-10`) ends at `resets_at_s` (Unix)."""
 
     kind: str
     of: str
@@ -67,6 +68,13 @@ class Note(msgspec.Struct, frozen=True):
     dimension: Dimension
     limit: int
     percent: int | None
+    period: str = ""
+    resets_at_s: int = 0
+
+    def holds_until_ms(self, now_ms: int) -> int:
+        """When it says nothing any more, if nothing newer does. Without a period that is a minute on: a limit per
+        minute has refilled by then."""
+        return self.resets_at_s * 1000 or now_ms + 60_000
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False):

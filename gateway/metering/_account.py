@@ -449,15 +449,17 @@ class TenantAccount:
             of, dimension = limits[number], DIMENSIONS[dimension_number]
             assert dimension is not None
             scope = self._scopes[of.name]
-            limit = next((window.limit for window in of.windows if window.dimension == dimension), None)
+            window = next((window for window in of.windows if window.dimension == dimension), None)
             notes.append(
                 Note(
                     kind=scope.kind,
-                    of=scope.of or self.tenant,
+                    of=self.tenant if scope.kind == "tenant" else scope.of,
                     scope=scope.label,
                     dimension=dimension,
-                    limit=getattr(of, dimension) if limit is None else limit,
+                    limit=getattr(of, dimension) if window is None else window.limit,
                     percent=None if percent < 0 else percent,
+                    period="" if window is None else period_of(window.name),
+                    resets_at_s=0 if window is None else window.end_s,
                 )
             )
         return tuple(notes)

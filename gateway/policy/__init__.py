@@ -6,6 +6,7 @@ decimals. Public ids and hashes of keys may be here, secrets never.
 
 from ._difference import Difference, differences
 from ._documents import (
+    AlertsSpec,
     ClassSpec,
     ContextSpec,
     Engine,
@@ -37,6 +38,7 @@ from ._unmatched import Match, RuleName, Unmatched
 
 __all__ = [
     "NO_SCOPES",
+    "AlertsSpec",
     "BudgetPeriod",
     "ClassSpec",
     "ContextSpec",

@@ -38,7 +38,11 @@ class Source:
 
 def check(sources: list[Source]) -> Document:
     """Merges the files and notes with their readers what does not fit; what is there twice, where it comes second."""
-    merged = Document(ledger=_only(sources, "ledger").ledger, fleet=_only(sources, "fleet").fleet)
+    merged = Document(
+        ledger=_only(sources, "ledger").ledger,
+        alerts=_only(sources, "alerts").alerts,
+        fleet=_only(sources, "fleet").fleet,
+    )
     _merge(sources, merged)
     _check_model_names(sources)
     _check_keys(sources)

@@ -205,6 +205,14 @@ class SinkSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlertsSpec:
+    """Where it is told that a soft limit is used by 50, 80, 95 %. The token comes from the environment,
+    `MTOK_ALERTS_TOKEN`; the address may be a secret itself."""
+
+    url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSpec:
     """How usage is kept. Days are how long after an event its journal row, its entry in the stream and its buckets
     stay; day buckets stay for ever. `on_journal_failure` is what happens when events cannot be written to disk,
@@ -233,6 +241,7 @@ class Policies:
     groups: dict[str, GroupSpec] = field(default_factory=dict)
     fleet: FleetSpec = field(default_factory=FleetSpec)
     ledger: LedgerSpec = field(default_factory=LedgerSpec)
+    alerts: AlertsSpec | None = None
     sha256: str
 
     def model_named(self, name: str) -> ModelSpec | None:

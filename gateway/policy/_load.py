@@ -46,6 +46,7 @@ def load(directory: Path) -> Policies:
         groups=merged.groups,
         fleet=merged.fleet or FleetSpec(),
         ledger=merged.ledger or LedgerSpec(),
+        alerts=merged.alerts,
         sha256=digest.hexdigest(),
     )
 

@@ -9,6 +9,7 @@ from gateway.pricing import GPUS
 
 from . import _numbers as units
 from ._documents import (
+    AlertsSpec,
     ClassSpec,
     ContextSpec,
     FleetSpec,
@@ -62,6 +63,7 @@ class Document:
     groups: dict[str, GroupSpec] = field(default_factory=dict)
     fleet: FleetSpec | None = None
     ledger: LedgerSpec | None = None
+    alerts: AlertsSpec | None = None
 
 
 _MODEL = Text(what="a model's name", check=check_model_name, pattern=MODEL_NAME)
@@ -543,6 +545,20 @@ LEDGER = Record(
     },
 )
 
+ALERTS = Record(
+    what="where alerts go",
+    build=AlertsSpec,
+    example='{url: "https://alerts.example.com/mtok"}',
+    fields={
+        "url": Field(
+            shape=Text(what="an address", check=check_sink_url, secret=True, pattern=r"https?://[^\s#]+"),
+            required=True,
+            about="Where each alert is posted to as JSON, the whole address.",
+            aka=("endpoint", "address", "webhook", "webhook_url"),
+        ),
+    },
+)
+
 DOCUMENT = Record(
     what="a policy document",
     build=Document,
@@ -568,5 +584,10 @@ DOCUMENT = Record(
         ),
         "fleet": Field(shape=FLEET, about="Limits that all tenants share.", aka=("global", "cluster")),
         "ledger": Field(shape=LEDGER, about="How usage is kept.", aka=("metering", "billing", "journal")),
+        "alerts": Field(
+            shape=ALERTS,
+            about="A webhook that is told when a soft limit is used by 50, 80 or 95 %; its token is MTOK_ALERTS_TOKEN.",
+            aka=("webhook", "alerting", "notifications"),
+        ),
     },
 )

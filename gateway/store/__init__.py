@@ -43,6 +43,7 @@ from ._keys import (
     ModelKeys,
     ReplicaKeys,
     TenantKeys,
+    alert_told,
 )
 from ._scripts import Script, load_script
 from ._share import Granted, Growth, Limited, ShareReply, Wanted, packed_growth, share_call, share_reply, total_growth
@@ -92,6 +93,7 @@ __all__ = [
     "Window",
     "account_call",
     "account_reply",
+    "alert_told",
     "client",
     "connect",
     "durable",

@@ -135,5 +135,12 @@ PRICE_BOOK: Final = "mtok:prices"
 """Hash: field "<epoch>|<model>", the prices as JSON. Written once each, never changed."""
 RULES_TOLD: Final = "mtok:rules:told"
 """String: since when no other worker tells which rules of the policies nothing matches."""
+
+
+def alert_told(scope: str, of: str, dimension: str, period: str, threshold: int) -> str:
+    """String: that somebody has told of this threshold of a limit, in this period or lately."""
+    return f"mtok:alert:{scope}:{of}:{dimension}:{period}:{threshold}"
+
+
 AUDIT_LEASE: Final = "mtok:audit:lease"
 """String: which worker holds the ledger against the engines' counters."""

@@ -10,6 +10,7 @@ import os
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -96,6 +97,25 @@ class Metrics:
             "mtok_denied_requests",
             "Requests refused by a limit, by which one: of the tenant, its key or group, the model or the fleet.",
             ("tenant", "scope", "limit"),
+            registry=registry,
+        )
+        self._audited_refusals = Counter(
+            "mtok_audited_refusals",
+            "Requests that were served and that an audited or candidate limit would have refused, by whose it is.",
+            ("tenant", "scope", "of", "dimension"),
+            registry=registry,
+        )
+        self._soft_limit_used = Gauge(
+            "mtok_soft_limit_used_ratio",
+            "Part of a soft limit that is used, from a half on: the most that a worker was told lately; 0: less.",
+            ("scope", "of", "dimension"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.alerts = Counter(
+            "mtok_alerts",
+            "Alerts that the webhook has taken (sent), or never will (lost).",
+            ("outcome",),
             registry=registry,
         )
         self.tokens = Counter(
@@ -285,6 +305,8 @@ class Metrics:
         """Requests being relayed, as a plain number."""
         self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}
         self._denied: Tally[tuple[str, str, str]] = Tally()
+        self._audited: Tally[tuple[str, str, str, str]] = Tally()
+        self._soft_used: dict[tuple[str, str, str], tuple[float, float]] = {}
         self._before_flush: list[Callable[[], None]] = []
 
     def show_policy(self, version: str) -> None:
@@ -325,6 +347,20 @@ class Metrics:
         """Counts one request that a limit refused, of a scope of that kind; `count` counts it too."""
         self._denied[tenant, scope, limit] += 1
 
+    def count_audited(self, tenant: str, scope: str, of: str, dimension: str) -> None:
+        """Counts one request that was served although an audited limit would have refused it."""
+        self._audited[tenant, scope, of, dimension] += 1
+
+    def show_soft(self, scope: str, of: str, dimension: str, *, ratio: float, until_ms: float) -> None:
+        """So much of a soft limit is used; unless something newer comes, what that says holds until `until_ms`."""
+        self._soft_used[scope, of, dimension] = ratio, until_ms
+
+    def end_soft(self, now_ms: float) -> None:
+        """What was said of soft limits until now, and not again since, holds no longer."""
+        for labels, (_, until_ms) in self._soft_used.items():
+            if until_ms <= now_ms:
+                self._soft_used[labels] = 0.0, inf
+
     def flush(self) -> None:
         """Passes on what has been counted, for other workers to show; call it about once a second."""
         self.in_flight.set(self.running)
@@ -333,8 +369,13 @@ class Metrics:
         for labels, count in self._denied.items():
             self.denied.labels(*labels).inc(count)
         self._denied.clear()
+        for named, count in self._audited.items():
+            self._audited_refusals.labels(*named).inc(count)
+        self._audited.clear()
         for refresh in self._before_flush:
             refresh()
+        for of, (ratio, _) in self._soft_used.items():
+            self._soft_limit_used.labels(*of).set(ratio)
 
     def exposition(self) -> bytes:
         """Prometheus text of all workers; other workers' numbers are as old as their last `flush`."""

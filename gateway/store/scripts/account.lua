@@ -446,9 +446,9 @@ if #asks > 0 then
       tenant.running = tenant.running + ask.places
       entries[#entries + 1] = int(now + lease_ttl_ms)
       entries[#entries + 1] = member
-      for _, s in ipairs(taken) do
-        if s.mode == SOFT then tell_used(s, notes) end
-      end
+    end
+    for _, s in ipairs(taken) do
+      if s.mode == SOFT then tell_used(s, notes) end
     end
     local of_requests, of_tokens = tenant, tenant
     for _, n in ipairs(of) do

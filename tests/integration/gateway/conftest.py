@@ -41,13 +41,18 @@ async def second() -> AsyncIterator[Engine]:
 
 @pytest.fixture
 async def start(tmp_path: Path, redis: Redis, valkey_url: str) -> AsyncIterator[Start]:
-    """Starts gateways that stop when the test ends: `await start(engine, limits={...}, settings={...})`."""
+    """Starts gateways that stop when the test ends: `await start(engine, limits={...}, settings={...})`. `top` are
+    further sections of the policies."""
     async with AsyncExitStack() as stack:
 
         async def start(
-            *engines: Engine, clock: Clock | None = None, settings: dict[str, Any] | None = None, **document: Any
+            *engines: Engine,
+            clock: Clock | None = None,
+            settings: dict[str, Any] | None = None,
+            top: dict[str, Any] | None = None,
+            **document: Any,
         ) -> Served:
-            chosen = policies(*engines, **document)
+            chosen = policies(*engines, **document) | (top or {})
             return await stack.enter_async_context(
                 serve(chosen, tmp_path / "policies", redis, valkey_url, clock=clock, **(settings or {}))
             )

@@ -45,15 +45,17 @@ def policies(
     rival_uses: str = "other",
     tenant: dict[str, Any] | None = None,
     key: dict[str, Any] | None = None,
+    rival: dict[str, Any] | None = None,
+    model_limits: dict[str, Any] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """A policy document: the model `tiny` on these engines, `acme` with these limits, and `rival`, who may not use it.
 
     `ledger` is that section, `service` the class of both tenants, `tenant` and `key` further fields of acme and of
-    its key; `changes` are made to the model.
+    its key, `rival` of the other tenant; `changes` are made to the model.
     """
     model: dict[str, Any] = {"replicas": [{"url": engine.url} for engine in engines], "price": PRICE}
-    model |= {"aliases": ["small"], **changes}
+    model |= {"aliases": ["small"], **changes} | ({} if model_limits is None else {"limits": model_limits})
     classed = {} if service is None else {"class": "service"}
     keys = {name: [{"id": name, "sha256": hash_key(key_of(name))}] for name in ("acme", "rival")}
     keys["acme"][0] |= key or {}
@@ -62,7 +64,7 @@ def policies(
         "models": {"tiny": model, "other": {"replicas": model["replicas"]}},
         "tenants": {
             "acme": {"keys": keys["acme"], "models": ["tiny"], "limits": limits or {}} | (tenant or {}) | classed,
-            "rival": {"keys": keys["rival"], "models": [rival_uses]} | classed,
+            "rival": {"keys": keys["rival"], "models": [rival_uses]} | (rival or {}) | classed,
         },
         "classes": {} if service is None else {"service": service},
     }

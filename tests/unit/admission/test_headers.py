@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.admission import Denial, Grant, Lease, Standing, go_duration, ratelimit_headers
+from gateway.admission import (
+    Denial,
+    Dimension,
+    Grant,
+    Lease,
+    Note,
+    Standing,
+    go_duration,
+    ratelimit_headers,
+    soft_limit_headers,
+)
 
 LEASE = Lease(member="r|1|0|month:2026-10", tenant="acme", period="month:2026-10", tokens=0, nanousd=0, reserved_ms=0)
 
@@ -59,3 +69,24 @@ def test_a_denial_carries_the_same_headers() -> None:
 def test_unlimited_says_nothing() -> None:
     """A tenant without rate limits gets no such headers."""
     assert ratelimit_headers(Grant(LEASE, Standing(None, -1, -1, None, -1, -1))) == []
+
+
+def test_soft_limits_of_the_tenants_own_are_told_and_others_are_not() -> None:
+    """Whose it is stands before it, unless it is the tenant's; an audited limit, a model's and the fleet's are not the
+    client's to know."""
+
+    def note(kind: str, scope: str, percent: int | None, dimension: Dimension = "usd_per_month") -> Note:
+        return Note(kind=kind, of="x", scope=scope, dimension=dimension, limit=1, percent=percent)
+
+    notes = [
+        note("tenant", "", 83),
+        note("key", "key acme-ci", 50, "tokens_per_day"),
+        note("group", "group labs", 120),
+        note("model", "model tiny", 99),
+        note("fleet", "the fleet", 99),
+        note("tenant", "", None),
+    ]
+    assert soft_limit_headers(notes) == [
+        (b"x-mtok-soft-limit", b"usd_per_month 83%, key acme-ci tokens_per_day 50%, group labs usd_per_month 120%")
+    ]
+    assert soft_limit_headers(notes[3:]) == []

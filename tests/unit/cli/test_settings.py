@@ -25,13 +25,14 @@ def test_without_variables_the_defaults_hold() -> None:
 
 
 def test_every_variable_is_read(tmp_path: Path) -> None:
-    """All eight at once; case of the level and spaces do not matter."""
+    """All nine at once; case of the level and spaces do not matter."""
     settings = Settings.from_environment(
         {
             "MTOK_REDIS_URL": "redis://:pw@host:6379/0",
             "MTOK_DATA_DIR": str(tmp_path),
             "MTOK_ADMIN_KEY": ADMIN,
             "MTOK_SINK_TOKEN": "om_123",
+            "MTOK_ALERTS_TOKEN": "hook_456",
             "MTOK_LOG": " Warning ",
             "MTOK_MAX_BODY_BYTES": "1024",
             "MTOK_READ_TIMEOUT_S": "2.5",
@@ -42,8 +43,9 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert (settings.data_dir, settings.log_level, settings.max_body_bytes) == (tmp_path, "warning", 1024)
     assert (settings.read_timeout_s, settings.drain_timeout_s) == (2.5, 0.0)
     assert settings.is_admin(ADMIN.encode())
-    assert settings.sink_token == "om_123"
+    assert (settings.sink_token, settings.alerts_token) == ("om_123", "hook_456")
     assert "om_123" not in repr(settings)
+    assert "hook_456" not in repr(settings)
 
 
 def test_an_empty_variable_is_an_unset_one() -> None:
