@@ -342,6 +342,20 @@ def test_the_wait_is_that_of_the_tenants_own_backlog() -> None:
     assert turned.predicted_wait_ms == pytest.approx(300, abs=10)
 
 
+def test_a_flood_that_waits_in_vain_has_nobody_refused_whose_turn_is_next() -> None:
+    """Its own predictions turn out too short; those of tenants who wait for nobody do not."""
+    queue = FairQueue(cost=FLAT)
+    now_ms = busy(queue)
+    offer(queue, work("head", "flood", deadline_ms=now_ms + 10**9), now_ms=now_ms)
+    for i in range(40):
+        offer(queue, work(f"vain{i}", "flood", deadline_ms=now_ms + 4999), now_ms=now_ms)
+    assert len(queue.expired(now_ms + 5000)) == 40
+    now_ms += 5000
+
+    assert queue.offer(work("more", "flood", deadline_ms=now_ms + 500), now_ms) is not None
+    assert queue.offer(work("other", "other", deadline_ms=now_ms + 500), now_ms) is None
+
+
 def test_retries_are_refused_first() -> None:
     queue = FairQueue(cost=FLAT)
     now_ms = busy(queue)
