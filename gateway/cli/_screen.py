@@ -11,8 +11,10 @@ from gateway.overview import Frame, LimitState, QueueRow, ReplicaRow, TenantRow
 from ._words import table
 
 LIMITS_SHOWN = 3
-_TENANTS = ("TENANT", "REQ/S", "IN TOK/S", "OUT TOK/S", "USD/H", "RUNNING", "REFUSED/S", "LEFT OF LIMITS")
-_SHARED = ("SHARED", "LEFT OF LIMITS")
+_TENANTS = ("TENANT", "REQ/S", "IN TOK/S", "OUT TOK/S", "USD/H", "RUNNING", "REFUSED/S")
+_AUDITED = "AUDITED/S"
+_LEFT = "LEFT OF LIMITS"
+_SHARED = ("SHARED", _LEFT)
 _QUEUES = ("MODEL", "QUEUED", "WAITED/S", "P99 WAIT", "RETRIES")
 _REPLICAS = ("REPLICA", "HEALTHY", "RUNNING")
 _KNEE = {"sequences": "N", "prefill_tokens": "P", "kv_tokens": "K"}
@@ -45,13 +47,15 @@ def _tenants(rows: Sequence[TenantRow], room: int | None) -> list[str]:
     if not rows:
         return ["No tenant has sent anything yet."]
     shown = rows if room is None or len(rows) <= room else rows[: max(1, room - 1)]
-    lines = table(_TENANTS, [_tenant(row) for row in shown], right=range(1, 6)).split("\n")
+    audits = any(row.audited for row in shown)
+    head = (*_TENANTS, *([_AUDITED] if audits else []), _LEFT)
+    lines = table(head, [_tenant(row, audits=audits) for row in shown], right=range(1, 6)).split("\n")
     if len(shown) < len(rows):
         lines.append(f"and {len(rows) - len(shown)} more")
     return lines
 
 
-def _tenant(row: TenantRow) -> tuple[str, ...]:
+def _tenant(row: TenantRow, *, audits: bool) -> tuple[str, ...]:
     return (
         row.tenant,
         f"{row.requests:.1f}",
@@ -59,9 +63,14 @@ def _tenant(row: TenantRow) -> tuple[str, ...]:
         _short(row.output_tokens),
         f"{row.usd_per_hour:.2f}",
         "?" if row.running is None else str(row.running),
-        ", ".join(f"{why} {rate:.1f}" for why, rate in row.refused.items()) or "-",
+        _reasons(row.refused),
+        *([_reasons(row.audited)] if audits else []),
         _most_used(row.limits),
     )
+
+
+def _reasons(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{why} {rate:.1f}" for why, rate in rates.items()) or "-"
 
 
 def _most_used(limits: Mapping[str, LimitState]) -> str:

@@ -50,7 +50,8 @@ def top(
 ) -> None:
     """Watch tenants, limits, queues and replicas live, over all workers; Ctrl-C ends it.
 
-    Rates are of the last interval. REFUSED/S says by which limit, or by which code. LEFT OF LIMITS shows those with the
+    Rates are of the last interval. REFUSED/S says by which limit, or by which code;
+    AUDITED/S, by which limit requests would have been refused that only is audited. LEFT OF LIMITS shows those with the
     least left; up to 100 tenants. Of a replica N, P and K are running sequences, prompt tokens being read and resident
     tokens, each with the limit that its knee allows now; without latency targets there are none.
 

@@ -12,7 +12,8 @@ QUANTILE = 0.99
 
 
 class TenantRow(msgspec.Struct, kw_only=True):
-    """A tenant, per second. `refused` is by limit or code, the most frequent first; `limits` the fullest first."""
+    """A tenant, per second. `refused` is by limit or code, `audited` by limit, the most frequent first; `limits` the
+    fullest first."""
 
     tenant: str
     requests: float
@@ -21,6 +22,7 @@ class TenantRow(msgspec.Struct, kw_only=True):
     usd_per_hour: float
     running: int | None
     refused: dict[str, float]
+    audited: dict[str, float]
     limits: dict[str, LimitState]
 
 
@@ -87,7 +89,6 @@ def _grown(before: float, now: float) -> float:
 
 
 def _tenant_row(name: str, before: TenantState, now: TenantState, seconds: float) -> TenantRow:
-    refused = {why: _grown(before.refused.get(why, 0), count) / seconds for why, count in now.refused.items()}
     return TenantRow(
         tenant=name,
         requests=_grown(before.requests, now.requests) / seconds,
@@ -95,9 +96,15 @@ def _tenant_row(name: str, before: TenantState, now: TenantState, seconds: float
         output_tokens=_grown(before.output_tokens, now.output_tokens) / seconds,
         usd_per_hour=_grown(before.cost_usd, now.cost_usd) / seconds * 3600,
         running=now.running,
-        refused=dict(sorted(((why, rate) for why, rate in refused.items() if rate), key=lambda one: -one[1])),
+        refused=_rates(before.refused, now.refused, seconds),
+        audited=_rates(before.audited, now.audited, seconds),
         limits=_fullest_first(now.limits),
     )
+
+
+def _rates(before: dict[str, float], now: dict[str, float], seconds: float) -> dict[str, float]:
+    rates = ((why, _grown(before.get(why, 0), count) / seconds) for why, count in now.items())
+    return dict(sorted(((why, rate) for why, rate in rates if rate), key=lambda one: -one[1]))
 
 
 def _fullest_first(limits: dict[str, LimitState]) -> dict[str, LimitState]:

@@ -47,13 +47,19 @@ def _of_tenant(tenant: TenantState, name: str, labels: Mapping[str, str], value:
         if labels["status"] == "refused" and code not in LIMIT_CODES:
             tenant.refused[code] = tenant.refused.get(code, 0) + value
     elif name == "mtok_denied_requests_total":
-        limit = labels["limit"] if labels["scope"] == "tenant" else f"{labels['scope']} {labels['limit']}"
-        tenant.refused[limit] = tenant.refused.get(limit, 0) + value
+        _add(tenant.refused, labels["scope"], labels["limit"], value)
+    elif name == "mtok_audited_refusals_total":
+        _add(tenant.audited, labels["scope"], labels["dimension"], value)
     elif name == "mtok_tokens_total" and labels["kind"] in _TOKENS:
         field = _TOKENS[labels["kind"]]
         setattr(tenant, field, getattr(tenant, field) + value)
     elif name == "mtok_cost_usd_total":
         tenant.cost_usd += value
+
+
+def _add(counts: dict[str, float], scope: str, limit: str, value: float) -> None:
+    named = limit if scope == "tenant" else f"{scope} {limit}"
+    counts[named] = counts.get(named, 0) + value
 
 
 def _of_replica(replica: ReplicaState, name: str, labels: Mapping[str, str], value: float) -> None:

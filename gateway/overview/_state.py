@@ -21,11 +21,13 @@ class LimitState(msgspec.Struct, frozen=True):
 
 
 class TenantState(msgspec.Struct, kw_only=True):
-    """A tenant's counters: `requests` are all that came, those in `refused` (by limit or code) among them. `running` is
-    over all gateways, None where Redis did not say."""
+    """A tenant's counters: `requests` are all that came, those in `refused` (by limit or code) among them; those in
+    `audited` were served, and would not have been by that limit. `running` is over all gateways, None where Redis did
+    not say."""
 
     requests: float = 0
     refused: dict[str, float] = {}
+    audited: dict[str, float] = {}
     input_tokens: float = 0
     input_cached_tokens: float = 0
     output_tokens: float = 0
@@ -73,6 +75,7 @@ def merged(states: Sequence[State]) -> State:
             ours = first.tenants.setdefault(tenant, TenantState(running=theirs.running, limits=theirs.limits))
             ours.requests += theirs.requests
             ours.refused = _added(ours.refused, theirs.refused)
+            ours.audited = _added(ours.audited, theirs.audited)
             ours.input_tokens += theirs.input_tokens
             ours.input_cached_tokens += theirs.input_cached_tokens
             ours.output_tokens += theirs.output_tokens

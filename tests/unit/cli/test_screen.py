@@ -15,6 +15,7 @@ ROW = {
     "usd_per_hour": 1.5,
     "running": 8,
     "refused": {"tokens_per_minute": 2.0, "overloaded": 0.5},
+    "audited": {},
     "limits": {
         "budget_usd": {"limit": "50", "left": "3.2000004", "is_usd": True},
         "requests_per_minute": {"limit": "600", "left": "412"},
@@ -85,3 +86,14 @@ def test_what_is_not_known_is_a_question_mark_and_nothing_is_a_dash() -> None:
 
 def test_an_idle_gateway_says_so() -> None:
     assert "No tenant has sent anything yet." in draw(picture(tenants=[]), "here")
+
+
+def test_what_audited_limits_would_refuse_has_a_column_where_there_is_any() -> None:
+    """Beside what is refused; who has none has a dash there."""
+    assert not any("AUDITED/S" in line for line in draw(picture(), "g"))
+    audited = ROW | {"audited": {"requests_per_minute": 1.5, "group usd_per_day": 0.5}}
+    lines = draw(picture(tenants=[audited, ROW | {"tenant": "rival"}]), "g")
+    head = next(line for line in lines if line.startswith("TENANT"))
+    at, end = head.index("AUDITED/S"), head.index("LEFT OF")
+    cells = [line[at:end].strip() for line in lines if line.startswith(("acme", "rival"))]
+    assert cells == ["requests_per_minute 1.5, group usd_per_day 0.5", "-"]

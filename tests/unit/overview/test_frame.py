@@ -47,6 +47,20 @@ def test_refusals_are_told_by_their_limit_the_most_frequent_first() -> None:
     assert list(row.refused.items()) == [("tokens_per_minute", 7), ("requests_per_minute", 2)]
 
 
+def test_audited_refusals_are_told_by_their_limit_beside_the_others() -> None:
+    """Of the tenant's own by its name, of another scope with that before it; gateways' are added up."""
+    name, of_acme = "mtok_audited_refusals_total", {"tenant": "acme", "dimension": "tokens_per_minute"}
+    metrics = [
+        (name, of_acme | {"scope": "tenant", "of": "acme"}, 3.0),
+        (name, of_acme | {"scope": "key", "of": "ci"}, 1.0),
+        (name, of_acme | {"scope": "key", "of": "web"}, 4.0),
+    ]
+    here, there = [gather(metrics, at_ms=2000, policies_sha256=SHA, replicas=()) for _ in range(2)]
+    (row,) = frame(state(0), merged([here, there])).tenants
+    assert row.audited == {"key tokens_per_minute": 5.0, "tokens_per_minute": 3.0}
+    assert row.refused == {}
+
+
 def test_the_limit_with_the_least_left_comes_first() -> None:
     """By its part of the limit, so that dollars and tokens compare; a limit of 0 has nothing left."""
     limits = {

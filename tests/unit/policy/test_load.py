@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.policy import (
+    AlertsSpec,
     ClassSpec,
     ContextSpec,
     GpuSpec,
@@ -107,6 +108,16 @@ def test_tags_to_split_usage_by(tmp_path: Path) -> None:
     text = MODEL + "ledger: {users_max: 0, tags: {names: [team, app], header: X-Tags, values_max: 7}}\n"
     ledger = load(directory(tmp_path, a=text)).ledger
     assert (ledger.users_max, ledger.tags) == (0, TagsSpec(names=("team", "app"), header="x-tags", values_max=7))
+
+
+def test_alerts_go_to_one_address_or_nowhere(tmp_path: Path) -> None:
+    """Which may be a secret itself: nothing shows it that shows policies."""
+    assert load(directory(tmp_path, a=MODEL)).alerts is None
+    policies = load(directory(tmp_path, a=MODEL, b="alerts: {url: 'https://hooks.example.com/T0/B1?x=1'}\n"))
+    assert policies.alerts == AlertsSpec(url="https://hooks.example.com/T0/B1?x=1")
+    assert "hooks.example.com" not in repr(policies)
+    with pytest.raises(PolicyError, match=r"b\.yaml:1: alerts: is written already in .*a\.yaml:2; keep one"):
+        load(directory(tmp_path, a=MODEL + "alerts: {url: http://a}\n"))
 
 
 def test_numbers_are_read_from_their_text(tmp_path: Path) -> None:
