@@ -36,6 +36,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.running = 0.0
+        self._runs = 0
         self._now_ms = 0
         self._waits_since_ms = 0
         self._cost: dict[int, float] = {}
@@ -65,6 +66,7 @@ class Drain:
     def started(self, cost: float, *, retry: bool) -> None:
         """One was dispatched, whether or not it had waited."""
         self.running += cost
+        self._runs += 1
         if self._now_ms > self._load_at_ms:
             passed_ms = self._now_ms - self._load_at_ms if self._load_at_ms else 0
             kept = exp(-passed_ms / LOAD_WINDOW_MS)
@@ -86,14 +88,14 @@ class Drain:
 
     def undone(self, band: int, cost: float) -> None:
         """It was dispatched, and came back."""
-        self.running = max(0.0, self.running - cost)
+        self._left(cost)
         self._cost[band] = max(0.0, self._cost.get(band, 0.0) - cost)
         self._total = max(0.0, self._total - cost)
         self._dispatches = max(0.0, self._dispatches - 1)
 
     def ended(self, cost: float, ran_ms: int) -> None:
         """One that was predicted to cost `cost` ran for `ran_ms`."""
-        self.running = max(0.0, self.running - cost)
+        self._left(cost)
         self._ended = self._ended * _END_KEPT + cost
         self._ended_ms = self._ended_ms * _END_KEPT + cost * ran_ms
         self._ends_kept = self._ends_kept * _END_KEPT + 1
@@ -133,6 +135,11 @@ class Drain:
             return 0.0, 0.0
         cost = _LITTLE_WEIGHT * self._ended / self._ends_kept
         return cost, cost * self._ended_ms / (self._ended * self.running)
+
+    def _left(self, cost: float) -> None:
+        # What rounding leaves of sums must not pass for a fleet that drains next to nothing.
+        self._runs -= 1
+        self.running = max(0.0, self.running - cost) if self._runs else 0.0
 
     def _fold(self) -> None:
         kept = exp(-self._unfolded_ms / WINDOW_MS)
