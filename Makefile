@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test lint format test-real simulate-ledger bench bench-admission chaos prove-admission lock clean
+.PHONY: install run test lint format test-real simulate-ledger simulate-admission bench bench-admission chaos prove-admission lock clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ test-real: $(VENV)/.installed-dev
 # 100,000 schedules of journals, shippers and budgets: about 20 minutes on 2 cores.
 simulate-ledger: $(VENV)/.installed-dev
 	MTOK_SCHEDULES=100000 $(BIN)/python -m pytest tests/simulation/test_ledger_world.py -n auto
+
+# More seeds of each: some minutes on 2 cores.
+simulate-admission: $(VENV)/.installed-dev
+	MTOK_SEEDS=20 $(BIN)/python -m pytest tests/simulation/test_scenarios.py tests/simulation/test_noisy_neighbour.py -n auto --timeout 1800
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/bench.py

@@ -331,6 +331,19 @@ def test_what_a_wait_was_predicted_to_be_is_known_when_it_is_over() -> None:
     assert queue.predicted_wait_ms(last) is None
 
 
+def test_what_rounding_leaves_of_running_costs_is_no_drain_rate() -> None:
+    """All that ran has ended, in another order than it began."""
+    queue = FairQueue()
+    works = [work(f"w{i}", tokens=i * i + 1, output=7 * i + 1) for i in range(40)]
+    for one in works:
+        queue.start(one, 0)
+    for number, one in enumerate(sorted(works, key=lambda one: one.id)):
+        end(queue, one, 10 * number)
+    offer(queue, work("first", "a", deadline_ms=10**15), now_ms=500)
+
+    assert queue.offer(work("second", "a", deadline_ms=10**15), 500) is None
+
+
 def test_the_wait_is_that_of_the_tenants_own_backlog() -> None:
     queue = FairQueue(cost=FLAT)
     now_ms = busy(queue)
