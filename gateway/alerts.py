@@ -116,27 +116,30 @@ class Alerts:
 
     async def _tell_once(self, http: httpx.AsyncClient, crossing: Crossing) -> None:
         spec, alert = self._spec, crossing.alert
-        if spec is None or not await self._is_first(crossing):
+        if spec is None:
+            return
+        noted = await self._note(crossing)
+        if alert.threshold not in noted:
             return
         told = False
         try:
             told = await self._post(http, spec, alert)
         finally:
             if not told:
-                with contextlib.suppress(RedisError, OSError):  # then it stays told
-                    await self._redis.delete(_name(crossing, alert.threshold))
+                with contextlib.suppress(RedisError, OSError):  # then they stay told
+                    await self._redis.delete(*(_name(crossing, threshold) for threshold in noted))
         if told:
             self._metrics.alerts.labels("sent").inc()
             log.info("%s of %s %s is used by %d %%", alert.dimension, alert.scope, alert.of, alert.percent)
 
-    async def _is_first(self, crossing: Crossing) -> bool:
-        """Whether nobody has told of the threshold; lower ones count as told with it."""
+    async def _note(self, crossing: Crossing) -> list[int]:
+        """Notes that the threshold is told, and lower ones with it; those of them that nobody had noted."""
         pipeline = self._redis.pipeline(transaction=False)
         for threshold in crossing.told:
             pipeline.set(_name(crossing, threshold), crossing.alert.at, nx=True, ex=crossing.kept_s)
         answers = await pipeline.execute()
         self._works("redis")
-        return bool(answers[-1])
+        return [threshold for threshold, answer in zip(crossing.told, answers, strict=True) if answer]
 
     async def _post(self, http: httpx.AsyncClient, spec: AlertsSpec, alert: Alert) -> bool:
         body = _encode(alert)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
@@ -16,7 +15,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisGone
 
 from gateway import alerts
+from gateway.admission import Note
 from gateway.alerts import Alerts, AlertsSettings
+from gateway.policy import AlertsSpec
+from gateway.telemetry import Metrics
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Engine, recording
 from tests.integration.gateway.serving import PRICE, MovedClock, Served, StoppedClock, eventually, policies, serve
@@ -144,20 +146,19 @@ async def test_an_alert_the_webhook_does_not_take_is_lost_and_told_a_minute_late
     engine.script = recording("chat").script()
     clock = MovedClock()
     webhook.faults = [*faults, *faults]
-    served = await start(engine, limits=DAY, price=DEAR, clock=clock, top={"alerts": {"url": webhook.url}})
+    limits = {"usd_per_day": {"limit": 0.1, "mode": "soft"}}
+    served = await start(engine, limits=limits, price=DEAR, clock=clock, top={"alerts": {"url": webhook.url}})
     alerts_of(served)
-    await spent(served, 3)
+    await spent(served, 5)
     await told(served)
     assert len(webhook.posts) == posts
-    clock.advance_ms(60_000)
-    await spent(served, 1)
-    await told(served)
-    assert len(webhook.posts) == 2 * posts, "93 % is still the threshold of 80, or 50"
+    for percent, so_far in ((62, 2 * posts), (75, 2 * posts + 1)):
+        clock.advance_ms(60_000)
+        await spent(served, 1)
+        await told(served)
+        assert len(webhook.posts) == so_far
+        assert (webhook.posts[-1]["percent"], webhook.posts[-1]["threshold"]) == (percent, 50)
     assert len(losses(caplog)) == 1
-    clock.advance_ms(60_000)
-    await spent(served, 1)
-    await told(served)
-    assert len(webhook.posts) == 2 * posts + 1
     assert await outcomes(served) == {"lost": 2.0, "sent": 1.0}
 
 
@@ -234,11 +235,9 @@ async def test_a_new_address_holds_at_once_and_none_stops_alerts(
     assert len(webhook.posts) == 1
 
 
-async def test_what_waits_at_the_end_is_told(
-    engine: Engine, tmp_path: Path, redis: Redis, valkey_url: str, webhook: Webhook
-) -> None:
-    engine.script = recording("chat").script()
-    document = policies(engine, limits=RPM) | {"alerts": {"url": webhook.url}}
-    async with serve(document, tmp_path / "policies", redis, valkey_url, clock=StoppedClock()) as served:
-        await asyncio.gather(served.post(), served.post())
-    assert webhook.told == [("requests_per_minute", 50)]
+async def test_what_waits_at_the_end_is_told(redis: Redis, webhook: Webhook) -> None:
+    """Also what was queued in the last moment."""
+    note = Note(kind="key", of="ci", scope="key ci", dimension="requests_per_minute", limit=4, percent=80)
+    async with Alerts(redis, AlertsSpec(url=webhook.url), token=None, metrics=Metrics(), now_ms=lambda: 0) as telling:
+        telling.tell("acme", [note])
+    assert webhook.told == [("requests_per_minute", 80)]
