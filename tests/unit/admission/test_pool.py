@@ -181,3 +181,20 @@ def test_without_the_store_an_even_part_is_taken_where_the_share_was_less(pair: 
     alone = Worker("c", Store())
     alone.pool.lost({"r": alone.knee})
     assert alone.knee.allowed.sequences == FIRST_SEQUENCES // 8
+
+
+def test_of_many_tenants_those_that_want_most_are_told_by_name_and_none_is_left_out(
+    pair: tuple[Worker, Worker],
+) -> None:
+    a, _ = pair
+    for number in range(150):
+        for nth in range(1 + number % 3):
+            a.queue.start(work(f"{number} {nth}", tenant=f"tenant-{number}"), 0)
+    told = a.pool.told(a.queue, None, {"r": a.knee}).demand
+    assert len(told) == 101
+    assert sum(sequences for _, sequences, _ in told.values()) == 300
+    assert sum(weight for weight, _, _ in told.values()) == 150
+    assert told["0 tenant-2"][1] == 3
+    assert told["0  a"][1] == 50
+    targets = a.pool.wants(a.pool.told(a.queue, None, {"r": a.knee}), {"r": a.knee})
+    assert targets[0][1] == FIRST_SEQUENCES
