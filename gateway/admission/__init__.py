@@ -70,7 +70,6 @@ __all__ = [
     "explain",
     "go_duration",
     "is_held",
-    "most_tokens",
     "output_left",
     "period_at",
     "preferred",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.admission import FairQueue, FirstTokens, Knee, Predictor, Work
+from gateway.admission import FairQueue, FirstTokens, Knee, Predictor, Work, is_held, preferred
 from gateway.routing import PrefixIndex, choose
 
 from ._replica import Replica
@@ -19,6 +20,9 @@ _NO_PREFIXES = PrefixIndex()
 TICK_MS = 1000.0
 READ_TICKS = 10
 """A gateway reads its engines' gauges so often, and before it sends them anything."""
+
+LONG_TOKENS_LEAST = 4096
+"""Shorter prompts are long nowhere; `dispatch` has the same."""
 
 _MIXER = 0x9E3779B97F4A7C15
 """Odd, and far from any pattern in a count: multiples of it spread over all 64 bits (Knuth's golden ratio)."""
@@ -34,6 +38,7 @@ class Line:
         replicas: list[Replica],
         predictor: Predictor,
         *,
+        locality_tokens: int,
         start_ms: int,
         at: Callable[[float, Callable[[float], None]], None],
         place: Callable[[Request, Replica], None],
@@ -46,7 +51,8 @@ class Line:
         self._at = at
         self._place = place
         self._turn = turn
-        self._queue = FairQueue()
+        self._queue = FairQueue(locality_tokens=locality_tokens)
+        self._queue.is_held = self._is_held
         self._knees = {replica: Knee() for replica in replicas}
         self._used: set[Replica] = set()
         self._first_tokens = FirstTokens()
@@ -56,8 +62,13 @@ class Line:
         self._candidates: list[Replica] = []
         self._ticks = False
         self._ticked = 0
+        self._now_ms = start_ms
         for replica, knee in self._knees.items():
             knee.observe(replica.gauges(start_ms), start_ms)
+        self._note_places()
+
+    def _note_places(self) -> None:
+        self._queue.sequences = sum(knee.limits.sequences for knee in self._knees.values())
 
     def hold(self, itl_ms: int | None) -> None:
         """Keeps the time between tokens below this as well."""
@@ -72,7 +83,8 @@ class Line:
 
     def offer(self, request: Request, work: Work, at_ms: float, *, ttft_ms: int | None) -> None:
         """Runs it, lets it wait, or refuses it."""
-        queue, now_ms = self._queue, self._unix(at_ms)
+        queue, now_ms = self._queue, self._start_ms + int(at_ms)
+        self._now_ms = now_ms
         if ttft_ms is not None:
             own_ms = min([self._knees[replica].alone_ms(work) for replica in self._used], default=0.0)
             deadline_ms = self._first_tokens.dispatch_by_ms(work, ttft_ms, own_ms)
@@ -81,7 +93,12 @@ class Line:
         if not self._ticks:
             self._ticks = True
             self._at((at_ms // TICK_MS + 1) * TICK_MS, self._tick)
-        if not len(queue) and self._fits(work, queue.below_share(work)):
+        if (
+            not len(queue)
+            and not queue.has_its_share(work)
+            and not self._is_held(work)
+            and self._fits(work, queue.below_share(work))
+        ):
             queue.start(work, now_ms)
             self._dispatch(request, work, now_ms)
             return
@@ -93,21 +110,25 @@ class Line:
         if work.id in self._waiting:
             self._at(float(work.deadline_ms + 1 - self._start_ms), self._expire_at)
 
-    def first_token(self, request: Request, at_ms: float) -> None:
+    def first_token(self, request: Request, work: Work, at_ms: float) -> None:
         """Its prompt has been read."""
-        now_ms = self._unix(at_ms)
-        assert request.work is not None
+        now_ms = self._start_ms + int(at_ms)
         knee = self._knees[request.replica]
-        dispatched_ms = self._unix(request.arrived_ms + request.waited_ms)
-        self._first_tokens.came(now_ms - dispatched_ms, knee.alone_ms(request.work))
-        knee.first_token(request.work.id, now_ms)
-        self._pump(now_ms)
+        dispatched_ms = self._start_ms + int(request.arrived_ms + request.waited_ms)
+        self._first_tokens.came(now_ms - dispatched_ms, knee.alone_ms(work))
+        if owed_ms := knee.first_token(work.id, now_ms):
+            self._at(at_ms + owed_ms, partial(self._paid, knee, work.uncached_tokens))
+        if self._waiting:
+            self._pump(now_ms)
 
-    def ended(self, request: Request, *, output_tokens: int, at_ms: float) -> None:
+    def _paid(self, knee: Knee, tokens: int, at_ms: float) -> None:
+        knee.paid(tokens)
+        if self._waiting:
+            self._pump(self._start_ms + int(at_ms))
+
+    def ended(self, request: Request, work: Work, output_tokens: int, at_ms: float) -> None:
         """The engine has ended it."""
-        now_ms = self._unix(at_ms)
-        work, run = request.work, request.run
-        assert work is not None
+        now_ms, run = self._start_ms + int(at_ms), request.run
         knee = self._knees[request.replica]
         knee.tokens(work.id, output_tokens, now_ms)
         knee.ended(work.id, now_ms)
@@ -121,12 +142,12 @@ class Line:
         )
         if output_tokens:
             self._predictor.answered(work.tenant, self.model, output_tokens)
-        self._pump(now_ms)
+        if self._waiting:
+            self._pump(now_ms)
 
     def _pump(self, now_ms: int) -> None:
         """Runs what may run now, and refuses those whose time is over."""
-        if not self._waiting:
-            return
+        self._now_ms = now_ms
         while (work := self._queue.next(self._fits, now_ms)) is not None:
             self._dispatch(self._waiting.pop(work.id), work, now_ms)
         self._expire(now_ms)
@@ -136,14 +157,14 @@ class Line:
             self._turn(self._waiting.pop(work.id))
 
     def _expire_at(self, at_ms: float) -> None:
-        self._expire(self._unix(at_ms))
+        self._expire(self._start_ms + int(at_ms))
 
     def _tick(self, at_ms: float) -> None:
         """About once a second, while anything runs or waits: the knees learn what was measured."""
         if not (self._running or self._waiting):
             self._ticks = False
             return
-        now_ms = self._unix(at_ms)
+        now_ms = self._start_ms + int(at_ms)
         steps = {replica: (replica.step_at(at_ms), knee.tokens) for replica, knee in self._knees.items()}
         for work_id, request in self._running.items():
             run = request.run
@@ -151,21 +172,55 @@ class Line:
                 step, tell = steps[request.replica]
                 tell(work_id, step - run.first_step + 1, now_ms)
         self._ticked += 1
+        self._note_places()
         for replica, knee in self._knees.items():
             if self._ticked % READ_TICKS == 0:
                 knee.observe(replica.gauges(now_ms), now_ms)
             knee.tick(now_ms, queued=len(self._queue))
-        self._pump(now_ms)
+        if self._waiting:
+            self._pump(now_ms)
         self._at(at_ms + TICK_MS, self._tick)
 
     def _fits(self, work: Work, below_share: bool) -> bool:
-        self._candidates = [
-            replica for replica, knee in self._knees.items() if knee.fits(work, below_share=below_share)
-        ]
+        knees = self._knees
+        self._candidates = [one for one, knee in knees.items() if knee.fits(work, below_share=below_share)]
+        if not self._candidates and any(knee.may_read_beside for knee in knees.values()):
+            self._candidates = [
+                one for one, knee in knees.items() if knee.fits(work, below_share=below_share, tries=True)
+            ]
         return bool(self._candidates)
 
+    def _is_long(self, work: Work) -> bool:
+        return work.uncached_tokens >= LONG_TOKENS_LEAST and all(knee.is_long(work) for knee in self._knees.values())
+
+    def _is_held(self, work: Work) -> bool:
+        """Whether its prompt is long and has to wait for others that are being read."""
+        if not self._is_long(work):
+            return False
+        knees = self._knees.values()
+        return is_held(
+            work.tenant,
+            [tenant for knee in knees for tenant in knee.reading_long],
+            replicas=len(self.replicas),
+            others=self._queue.has_others(work.tenant),
+            sequences=sum(knee.running for knee in knees),
+            sequences_most=sum(knee.limits.sequences for knee in knees),
+            rests=any(knee.rests(self._now_ms) for knee in knees),
+        )
+
+    def _beside_lanes(self, work: Work, now_ms: int) -> list[Replica]:
+        """Long prompts go where others are, all others elsewhere while they can."""
+        candidates = self._candidates
+        if len(candidates) == 1:
+            return candidates
+        lanes = [self._knees[replica].is_lane(now_ms) for replica in candidates]
+        is_long = self._is_long(work)
+        if is_long and not any(lanes):
+            return [min(candidates, key=lambda replica: self._knees[replica].running)]
+        return [candidates[index] for index in preferred(lanes, is_long=is_long)]
+
     def _dispatch(self, request: Request, work: Work, now_ms: int) -> None:
-        replica = self._choose(request.number, self._candidates)
+        replica = self._choose(request.number, self._beside_lanes(work, now_ms))
         self._running[work.id] = request
         self._used.add(replica)
         self._knees[replica].dispatched(work, now_ms)
@@ -173,6 +228,3 @@ class Line:
 
     def _choose(self, number: int, candidates: list[Replica]) -> Replica:
         return choose([number * _MIXER & 0xFFFFFFFFFFFFFFFF], _NO_PREFIXES, candidates)
-
-    def _unix(self, at_ms: float) -> int:
-        return self._start_ms + int(at_ms)

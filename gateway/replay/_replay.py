@@ -124,15 +124,26 @@ class _World:
 
     def run(self, until_ms: float) -> None:
         """Everything that happens until then."""
-        events = self._events
+        events, running = self._events, self._running
         while events and events[0][0] <= until_ms:
             at_ms, _, what = heappop(events)
             if not isinstance(what, Replica):
                 self._now_ms = at_ms
                 what(at_ms)
-            elif what.next_ms == at_ms:
-                self._now_ms = at_ms
-                self._advance(what)
+                continue
+            if what.next_ms != at_ms:
+                continue  # it has been told something since, and has another time
+            self._now_ms = at_ms
+            firsts, ended = what.advance()
+            if what.next_ms < inf:
+                self._at(what.next_ms, what)
+            for run in firsts:
+                request = running[run]
+                request.tally.ttfts_ms.append(at_ms - request.arrived_ms)
+                if request.work is not None:
+                    request.line.first_token(request, request.work, at_ms)
+            for run in ended:
+                self._end(running.pop(run))
 
     def _queue(self, request: Request) -> None:
         arrival, terms, line, run = request.arrival, request.terms, request.line, request.run
@@ -152,6 +163,8 @@ class _World:
             retry=False,
             arrived_ms=arrival.arrived_ms,
             deadline_ms=arrival.arrived_ms + terms.max_wait_ms,
+            max_share=terms.max_share,
+            shortest_first=terms.shortest_first,
         )
         line.offer(request, work, self._now_ms, ttft_ms=terms.ttft_ms)
 
@@ -171,18 +184,6 @@ class _World:
             request.held, input_tokens=0, output_tokens=0, nanousd=0, ran=False, now_ms=self._unix_ms()
         )
 
-    def _advance(self, replica: Replica) -> None:
-        firsts, ended = replica.advance()
-        if replica.next_ms < inf:
-            self._at(replica.next_ms, replica)
-        for run in firsts:
-            request = self._running[run]
-            request.tally.ttfts_ms.append(self._now_ms - request.arrived_ms)
-            if request.work is not None:
-                request.line.first_token(request, self._now_ms)
-        for run in ended:
-            self._end(self._running.pop(run))
-
     def _end(self, request: Request) -> None:
         run, arrival, terms, tally = request.run, request.arrival, request.terms, request.tally
         output_tokens = run.output_tokens if request.generates else 0
@@ -200,7 +201,7 @@ class _World:
         tally.output_tokens += output_tokens
         tally.cost_nanousd += nanousd
         if request.work is not None:
-            request.line.ended(request, output_tokens=output_tokens, at_ms=self._now_ms)
+            request.line.ended(request, request.work, output_tokens, self._now_ms)
         self._accounts.settle(
             request.held,
             input_tokens=usage.input_tokens,
@@ -220,6 +221,7 @@ class _World:
                 model.name,
                 replicas,
                 self._predictor,
+                locality_tokens=model.locality_tokens,
                 start_ms=self._start_ms,
                 at=self._at,
                 place=self._place,

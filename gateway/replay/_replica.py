@@ -9,6 +9,7 @@ runs to its end), the growth of steps within a stretch, and that blocks of a com
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from math import inf
 
@@ -36,6 +37,9 @@ def run_of(*, input_tokens: int, cached_tokens: int, output_tokens: int) -> Run:
     input_tokens = max(1, input_tokens)
     cached_tokens = min(cached_tokens, input_tokens - 1)
     return Run(input_tokens, cached_tokens, max(1, output_tokens), cached_tokens)
+
+
+_NOBODY: Sequence[Run] = ()
 
 
 class Replica:
@@ -80,21 +84,24 @@ class Replica:
         self.in_flight += 1
         self._api_free_ms = max(self._api_free_ms, now_ms) + self._api_ms + self._api_token_ms * run.input_tokens
         ready_ms = self._api_free_ms + self._api_fixed_ms
-        self._coming.append((ready_ms, run))
-        self.next_ms = min(self.next_ms, ready_ms)
+        if ready_ms < self._until_ms < inf and not self._coming:
+            self._join(run, ready_ms)  # whatever comes until then, it comes after
+            self.next_ms = self._until_ms
+        else:
+            self._coming.append((ready_ms, run))
+            self.next_ms = min(self.next_ms, ready_ms)
 
     def step_at(self, now_ms: float) -> int:
         """How many steps there have been: an answer has a token of each from its `first_step` on."""
         return self._step + self._passed(now_ms)
 
-    def advance(self) -> tuple[list[Run], list[Run]]:
+    def advance(self) -> tuple[Sequence[Run], Sequence[Run]]:
         """What happens at `next_ms`: those whose first token has come, and those that have ended."""
         now_ms = self.next_ms
-        firsts: list[Run] = []
-        ended: list[Run] = []
+        firsts, ended = _NOBODY, _NOBODY
         was_idle = self._until_ms == inf
         if self._until_ms <= now_ms:
-            self._end_stretch(now_ms, firsts, ended)
+            firsts, ended = self._end_stretch(now_ms)
         coming = self._coming
         while coming and coming[0][0] <= now_ms:
             self._join(coming.popleft()[1], now_ms)
@@ -130,10 +137,11 @@ class Replica:
             self._steps = joins - self._step
             self._until_ms = self._since_ms + self._steps * self._step_ms
 
-    def _end_stretch(self, now_ms: float, firsts: list[Run], ended: list[Run]) -> None:
+    def _end_stretch(self, now_ms: float) -> tuple[Sequence[Run], Sequence[Run]]:
         step = self._step = self._step + self._steps
         self._context_tokens += self._steps * len(self._ends)
-        for run in self._read:
+        firsts, self._read = self._read, []
+        for run in firsts:
             run.first_ms = now_ms
             run.first_step = step
             run.last_step = step + run.output_tokens - 1
@@ -141,14 +149,14 @@ class Replica:
             self._reading_tokens -= run.input_tokens
             self._order += 1
             heappush(self._ends, (run.last_step, self._order, run))
-            firsts.append(run)
-        self._read.clear()
+        ended: list[Run] = []
         while self._ends and self._ends[0][0] <= step:
             run = heappop(self._ends)[2]
             self._context_tokens -= run.input_tokens + run.output_tokens
             self.in_flight -= 1
             ended.append(run)
         self._until_ms = inf
+        return firsts, ended
 
     def _begin_stretch(self, now_ms: float, *, wakes: bool) -> None:
         decoding, waiting = len(self._ends), self._waiting

@@ -34,6 +34,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     weight: float
     max_wait_ms: int
+    max_share: float
+    shortest_first: bool
 
     def holding(self, arrival: Arrival) -> Holding | str:
         """What it wants to hold, or the code that refuses it for its length: the steps of `Lifecycle.serve`. A prompt
@@ -88,4 +90,6 @@ def terms_of(policies: Policies, arrival: Arrival, context_tokens: int) -> Terms
         priority=service.priority,
         weight=float(service.weight),
         max_wait_ms=int(service.max_wait_s * 1000),
+        max_share=float(service.max_share),
+        shortest_first=service.order == "shortest",
     )
