@@ -106,8 +106,9 @@ def diff(  # noqa: PLR0917 - options have names on the command line
         return
     typer.echo(_shown(differing))
     if replayed is not None:
-        typer.echo(f"\n{_told(replayed)}\n")
-        typer.echo(_compared(*outcomes))
+        typer.echo(f"\n{_told(replayed)}")
+        if replayed.arrivals:
+            typer.echo(f"\n{_compared(*outcomes)}")
 
 
 def _loaded(directory: Path) -> Policies:

@@ -76,6 +76,11 @@ def test_a_span_leaves_out_what_came_at_another_time(both: list[str], day: str) 
     assert "2 requests" in shown.stdout
 
 
+def test_a_day_on_which_nobody_came_is_said_to_be_one(both: list[str], day: str) -> None:
+    shown = diff(*both, "--arrivals", day, "--replay", "2026-09-20/2026-09-21")
+    assert shown.stdout.endswith("\n\nNobody came in this time.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
