@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from redis.asyncio import Redis
 
 from gateway import sharing
-from gateway.admission import Cost
+from gateway.admission import Cost, Work
 from gateway.admission import _knee as knee
+from gateway.clock import SystemClock
+from gateway.dispatch import Dispatcher
+from gateway.errors import Refused
+from gateway.fleet import ModelFleet, Replica
+from gateway.policy import SloSpec, load
+from gateway.sharing import Sharing
+from gateway.store import client
 from tests.integration.gateway.engine import Conversation, Engine, Received, recording
 from tests.integration.gateway.serving import ASKED, Served, eventually, key_of, policies, serve
 
@@ -115,3 +123,38 @@ async def test_two_gateways_together_send_a_replica_no_more_than_one_would(
         gate.set()
     answers = await asyncio.gather(*second)
     assert all(answer.status == 200 for answer in answers)
+
+
+async def test_without_redis_requests_are_placed_at_once_within_a_small_share(engine: Engine, tmp_path: Path) -> None:
+    """It has never been there, so that nobody was heard: an eighth of the replica is this worker's."""
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policies(engine, service=PATIENT)))
+    spec = load(tmp_path).models["tiny"]
+    replica, clock = Replica(engine.url), SystemClock()
+    model, dispatcher = ModelFleet(spec, [replica]), Dispatcher(clock.now_ms)
+    slo = SloSpec(ttft_p99_ms=60_000, itl_p99_ms=80)
+
+    def work(number: int) -> Work:
+        return Work(
+            id=f"{number}",
+            tenant="acme",
+            band=0,
+            weight=1.0,
+            input_tokens=10,
+            cached_tokens=0,
+            output_tokens=10,
+            retry=False,
+            arrived_ms=clock.now_ms(),
+            deadline_ms=clock.now_ms() + 200,
+        )
+
+    redis = client(f"unix://{tmp_path}/nobody.sock")
+    async with Sharing(dispatcher, redis, now_ms=clock.now_ms) as exchange:
+        slots = [dispatcher.slot(model, slo, work(number), streams=True) for number in range(9)]
+        for slot in slots[:8]:
+            assert await slot.place(lambda: [replica], lambda replicas: replicas[0]) is replica
+        await eventually(lambda: exchange._coalescer.failures)
+        with pytest.raises(Refused):
+            await slots[8].place(lambda: [replica], lambda replicas: replicas[0])
+        for slot in slots[:8]:
+            slot.ended(None)
+    await redis.aclose()
