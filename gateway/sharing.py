@@ -41,6 +41,14 @@ _encode = msgspec.json.Encoder().encode
 _decode_told = msgspec.json.Decoder(Told).decode
 
 
+def _read(told: str) -> Told:
+    """What another worker told. One of another version may not be understood: of it only what it was granted counts."""
+    try:
+        return _decode_told(told)
+    except msgspec.DecodeError:
+        return Told({}, 0, 0, {})
+
+
 class SharedLine:
     """One model's line as it talks to its like: a caller of the coalescing client."""
 
@@ -92,7 +100,7 @@ class SharedLine:
                 leads=heard.leads == 1,
                 limits=heard.limits,
                 grants=heard.grants,
-                others={name: _decode_told(told) for name, told in heard.others},
+                others={name: _read(told) for name, told in heard.others},
             )
         )
         return False

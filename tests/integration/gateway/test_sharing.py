@@ -21,7 +21,7 @@ from gateway.errors import Refused
 from gateway.fleet import ModelFleet, Replica
 from gateway.policy import SloSpec, load
 from gateway.sharing import Sharing
-from gateway.store import client
+from gateway.store import ModelKeys, client, load_script, share_call
 from tests.integration.gateway.engine import Conversation, Engine, Received, recording
 from tests.integration.gateway.serving import ASKED, Served, eventually, key_of, policies, serve
 
@@ -158,3 +158,26 @@ async def test_without_redis_requests_are_placed_at_once_within_a_small_share(en
         for slot in slots[:8]:
             slot.ended(None)
     await redis.aclose()
+
+
+async def test_a_worker_of_another_version_keeps_what_it_was_granted(
+    engine: Engine, pair: tuple[Served, Served], redis: Redis
+) -> None:
+    """What it tells is not understood; a line beside it serves in what is left."""
+    engine.script = recording("chat").script()
+    keys = ModelKeys("tiny")
+    wants = [(engine.name, 60, 0)]
+    call = share_call(
+        keys,
+        "other",
+        number=1,
+        growth=b"",
+        after="",
+        told=b'{"new": 1}',
+        limits=[(engine.name, 64, 5000, -1)],
+        wants=wants,
+    )
+    await redis.eval(load_script("share").text.decode(), len(call.keys), *call.keys, *call.arguments)
+    here, _ = pair
+    assert (await here.post()).status == 200
+    await eventually(lambda: line(here).knee(here.replica(engine)).allowed.sequences <= 4)

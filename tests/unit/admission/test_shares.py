@@ -28,7 +28,7 @@ def wants(**tenants: int) -> Demand:
     return {f"0 {tenant}": (1.0, sequences, 0.0) for tenant, sequences in tenants.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(demands=demands, limits=limits)
 def test_targets_never_exceed_what_there_is(demands: dict[str, Demand], limits: dict[str, int]) -> None:
     """And none is left over that anybody asks for, but what rounding costs: less than one a replica."""
@@ -40,7 +40,7 @@ def test_targets_never_exceed_what_there_is(demands: dict[str, Demand], limits: 
         assert total >= min(limit, asked * limit // sum(limits.values())) - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(demands=demands, limit=st.integers(4, 500))
 def test_who_asks_for_anything_gets_something(demands: dict[str, Demand], limit: int) -> None:
     parts = divided(limit, demands)
@@ -49,7 +49,7 @@ def test_who_asks_for_anything_gets_something(demands: dict[str, Demand], limit:
             assert parts[worker] > 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(demands=demands, limit=st.integers(4, 500))
 def test_where_it_is_asked_makes_no_difference_to_a_tenant(demands: dict[str, Demand], limit: int) -> None:
     """Its part is what it would have been at one worker that all requests came to, and goes where it asks."""
@@ -108,7 +108,7 @@ def test_what_rounding_loses_goes_to_others_at_each_replica() -> None:
     assert all(4 <= share <= 16 for share in shares)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(granted=st.lists(st.integers(0, 20), min_size=2, max_size=10))
 def test_all_shares_together_are_at_most_one_per_worker_above_the_limit(granted: list[int]) -> None:
     """Where all read prompts as fast as the replica can."""
