@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from ..processes import DidNotStart
-from . import fairness, limits, overload, returns
+from . import fairness, limits, lost, overload, returns
 
 Told = tuple[list[str], list[str]]
 """The lines of its table, and what was promised and not kept."""
@@ -32,6 +32,11 @@ async def _limits(directory: Path) -> Told:
     return lines, broken
 
 
+async def _lost(directory: Path) -> Told:
+    verdict = await lost.run(directory)
+    return verdict.lines(), verdict.broken
+
+
 async def _fairness(directory: Path) -> Told:
     verdict = await fairness.run(fairness.Options(), directory)
     return verdict.lines(), verdict.broken
@@ -49,6 +54,7 @@ async def _returns(directory: Path) -> Told:
 
 PROOFS: Mapping[str, Callable[[Path], Awaitable[Told]]] = {
     "limits": _limits,
+    "lost": _lost,
     "fairness": _fairness,
     "overload": _overload,
     "returns": _returns,

@@ -194,14 +194,14 @@ async def _run(fleet: Fleet, options: Options, phase: Phase) -> Verdict:
     money, agents = (Money(tenant=f"{phase.name}-{kind}") for kind in ("money", "agents"))
     async with asyncio.TaskGroup() as tasks:
         began, began_s = time.perf_counter(), time.time()
-        looking = [tasks.create_task(_look(fleet, one)) for one in (money, agents)]
+        looks = [tasks.create_task(look(fleet, one)) for one in (money, agents)]
         striking = tasks.create_task(_strike(fleet, phase))
         stories = await play(_visits(fleet, options, phase))
         elapsed_s = time.perf_counter() - began
         await striking
         await asyncio.gather(*(_settle(fleet, one, phase.settle_s) for one in (money, agents)))
-        for look in looking:
-            look.cancel()
+        for one in looks:
+            one.cancel()
     seen = await fleet.seen()
     minute = sorted(at_s for who, at_s, _ in seen if who == f"{phase.name}-minute")
     per_minute = options.requests_per_minute
@@ -280,7 +280,7 @@ async def _strike(fleet: Fleet, phase: Phase) -> None:
         await fleet.gateways[-1].start()
 
 
-async def _look(fleet: Fleet, money: Money) -> None:
+async def look(fleet: Fleet, money: Money) -> None:
     """Reads the ledger all the time."""
     keys = TenantKeys(money.tenant)
     async with fleet.redis() as redis:
