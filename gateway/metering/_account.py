@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+from msgspec.structs import replace
+
 from gateway.admission import Ask, Denial, Grant, Lease, Note, Standing
 from gateway.policy import LimitsSpec, Scope
 from gateway.store import (
@@ -39,6 +41,10 @@ from ._sums import usage_sums
 BOOKING_LATE_S = 0.02
 """A booking may wait so long for company: nobody waits for it but the tenant's own next requests."""
 
+
+REFUSES_ON_MS = 100
+"""A requests/min that is used up refuses without asking again for so long, at most until it has refilled by one. What
+could make room sooner is a request of another worker, admitted and then refused: its place comes back."""
 
 SLICE = "s"
 """Ends the unique part of a slice's member (see account.lua)."""
@@ -71,6 +77,16 @@ class _Waiting(NamedTuple):
     def of_ms(self, now_ms: int) -> int:
         """When the periods hold that pay for it: a slice's are those of its lease."""
         return now_ms if self.slice_of is None else self.slice_of.reserved_ms
+
+
+class _Refused(NamedTuple):
+    """A denial by requests/min at `at_ms`, which holds until `until_ms` for whoever meets the same limits."""
+
+    denial: Denial
+    limits: LimitsSpec
+    scopes: tuple[Scope, ...]
+    at_ms: int
+    until_ms: int
 
 
 class _Sent(NamedTuple):
@@ -110,6 +126,7 @@ class TenantAccount:
         self._sent_scopes: list[ScopeLimits] = []
         self._shares = False
         self._sweeps = False
+        self._refused: _Refused | None = None
         self._asked = 0
         self._waiting: list[_Waiting] = []
         self._aboard: list[_Waiting] = []
@@ -153,6 +170,22 @@ class TenantAccount:
         self._wake(self)
         return decided
 
+    def refuses(self, limits: LimitsSpec, scopes: tuple[Scope, ...], now_ms: int) -> Denial | None:
+        """What was refused a moment ago and would be again; None: ask. A flood of refusals costs Redis nothing."""
+        refused = self._refused
+        if refused is None or refused.limits is not limits or refused.scopes != scopes:
+            return None
+        if not refused.at_ms <= now_ms < refused.until_ms:
+            return None
+        passed_ms, denial = now_ms - refused.at_ms, refused.denial
+        standing = denial.standing
+        assert denial.retry_after_ms is not None
+        return replace(
+            denial,
+            retry_after_ms=denial.retry_after_ms - passed_ms,
+            standing=replace(standing, requests_reset_ms=max(0, standing.requests_reset_ms - passed_ms)),
+        )
+
     def withdraw(self, decided: asyncio.Future[Grant | Denial]) -> None:
         """Nobody waits for this decision any more: what it granted is given back."""
         if decided.done() and not decided.cancelled() and decided.exception() is None:
@@ -166,6 +199,7 @@ class TenantAccount:
             return False
         for held in (lease, *lease.slices):
             self._held[held.member] = _Stage.SETTLES
+        self._refused = None
         return True
 
     def sweep(self) -> None:
@@ -276,6 +310,8 @@ class TenantAccount:
         self._away_ms = 0
         for waited, sent, verdict in zip(aboard, self._members, answer.verdicts, strict=True):
             decision, decided = self._decision(waited, sent, verdict, answer.now_ms), waited.decided
+            if isinstance(decision, Denial):
+                self._note_refused(waited, decision, answer.now_ms)
             if not decided.done():
                 decided.set_result(decision)
             elif isinstance(decision, Grant):
@@ -286,6 +322,11 @@ class TenantAccount:
         if self._readers and not self.unbooked:
             self._tell_readers()
         return bool(self._waiting or self._renewals or self._releases or self._outbox_waits())
+
+    def _note_refused(self, waited: _Waiting, denial: Denial, now_ms: int) -> None:
+        if denial.dimension == "requests_per_minute" and denial.retry_after_ms and not denial.notes:
+            until_ms = now_ms + min(REFUSES_ON_MS, denial.retry_after_ms)
+            self._refused = _Refused(denial, waited.limits, waited.scopes, now_ms, until_ms)
 
     def fail(self, error: StoreUnavailable) -> bool:
         refused, self._aboard = self._aboard, []
@@ -483,6 +524,7 @@ class TenantAccount:
         )
 
     def _release(self, lease: Lease) -> None:
+        self._refused = None
         self._held.pop(lease.member, None)
         self._releases.append((lease.member, lease.tokens, lease.reserved_ms, lease.input_tokens, lease.output_tokens))
         self._wake(self)

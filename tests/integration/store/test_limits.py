@@ -330,6 +330,49 @@ async def test_what_a_killed_worker_holds_of_a_shared_limit_comes_back_without_i
             pytest.fail("the place never came back")
 
 
+async def calls_of(redis: Redis) -> int:
+    """Script calls so far."""
+    found: dict[str, dict[str, int]] = await redis.info("commandstats")
+    return found["cmdstat_evalsha"]["calls"]
+
+
+async def test_a_flood_that_is_refused_asks_redis_ten_times_a_second(
+    ledger: Ledger, redis: Redis, clock: ManualClock
+) -> None:
+    """Requests/min that are used up say so without asking for 100 ms; what is told goes on with the time, and the one
+    that has refilled is there at once."""
+    limits = LimitsSpec(requests_per_minute=60)
+    for _ in range(60):
+        await granted(ledger, limits)
+    first = await denied(ledger, limits)
+    assert first.retry_after_ms == 1000
+    before = await calls_of(redis)
+    for passed_ms in range(1, 1000):
+        clock.now_ms += 1
+        refused = await denied(ledger, limits)
+        assert (refused.dimension, refused.retry_after_ms) == ("requests_per_minute", 1000 - passed_ms)
+        assert refused.standing.requests_reset_ms == 60_000 - passed_ms
+    assert await calls_of(redis) - before <= 12
+    clock.now_ms += 1
+    await granted(ledger, limits)
+
+
+async def test_a_place_that_comes_back_is_given_at_once_though_others_were_refused(ledger: Ledger) -> None:
+    """A request that was refused after it was admitted leaves its place in requests/min to the next one."""
+    limits = LimitsSpec(requests_per_minute=1)
+    grant = await granted(ledger, limits)
+    await denied(ledger, limits)
+    await ledger.settle(event("r", status="refused"), grant.lease)
+    await granted(ledger, limits)
+
+
+async def test_another_limit_is_asked_for_though_one_has_just_refused(ledger: Ledger) -> None:
+    """A policy that was raised meanwhile holds at once: the next place refills as fast as it says."""
+    await granted(ledger, LimitsSpec(requests_per_minute=1))
+    assert (await denied(ledger, LimitsSpec(requests_per_minute=1))).retry_after_ms == 60_000
+    assert (await denied(ledger, LimitsSpec(requests_per_minute=100))).retry_after_ms == 600
+
+
 async def test_modes_other_than_enforce_refuse_nothing(ledger: Ledger) -> None:
     """A soft limit tells how much of it is used, an audited one and a candidate that they would have refused, and then
     nothing is taken from them."""
