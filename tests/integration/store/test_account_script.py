@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.store import (
     DIMENSIONS,
+    PER_MINUTE_MAX,
     SHARED_PREFIX,
     AccountLimits,
     AccountReply,
@@ -330,7 +331,7 @@ def draw_scopes(model: Model, shared: str, most: int, dice: random.Random) -> No
         scope = model.others.setdefault(name, Scope(limits={}, name=name, mode=mode))
         scope.limits = {
             "requests": dice.choice([None, 3, 40]),
-            "tokens": dice.choice([None, most, 3 * most]),
+            "tokens": dice.choice([None, most, min(PER_MINUTE_MAX, 3 * most)]),
             "concurrent": dice.choice([None, 1, 4]),
             "input": dice.choice([None, most]),
             "output": dice.choice([None, most]),
