@@ -24,6 +24,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from msgspec import Struct
+
 from gateway import refusals
 from gateway.admission import Holding, Work
 from gateway.alerts import Alerts
@@ -47,7 +49,7 @@ from gateway.exchange import Exchange
 from gateway.fleet import Fleet, ModelFleet
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
-from gateway.policy import Policies, Scopes, TenantSpec
+from gateway.policy import ClassSpec, Policies, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
@@ -62,6 +64,8 @@ log = logging.getLogger(__name__)
 PROMPT_TOKENS = b"x-mtok-prompt-tokens"
 """Answers carry it where the prompt had to be counted: how many tokens, and whether that is exact or estimated."""
 
+TERMS_MAX = 10_000
+"""Pairs of keys and models whose terms are remembered."""
 COUNTED_AT_ONCE = 4
 """Prompts counted only because a budget is nearly used up: whoever asks beyond is held to what its bytes bound."""
 
@@ -70,6 +74,17 @@ _UUID7_RANDOM = (1 << 80) - 1 & ~(0xF << 76 | 0x3 << 62)
 _UUID7_VERSION = 0x7 << 76 | 0x2 << 62
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"endpoint-load-metrics-format"})
+
+
+class Terms(Struct, frozen=True, kw_only=True):
+    """What the policies in force say of a tenant's requests with one key for one model."""
+
+    tenant: TenantSpec
+    service: ClassSpec
+    scopes: Scopes
+    limits: ContextLimits
+    price: Price | None
+    prefixes: PrefixIndex
 
 
 class Lifecycle:
@@ -113,6 +128,7 @@ class Lifecycle:
         self.dispatcher.relax()
         self.policies = policies
         self.prices: Mapping[str, Price] = policies.prices
+        self._terms: dict[tuple[str, str, str], Terms] = {}
         self._prefixes = {name: self._prefixes.get(name) or PrefixIndex() for name in policies.models}
 
     @property
@@ -152,30 +168,18 @@ class Lifecycle:
             # The body may have come after other policies than the key: one request is decided by one version.
             tenant = self.policies.tenants.get(call.tenant, identity.tenant)
             model = self._permit(tenant, view.model)
-            call.permitted(model.spec.name, self.policies.version, estimate(view).total, view.output_tokens)
+            size = estimate(view)
+            call.permitted(model.spec.name, self.policies.version, size.total, view.output_tokens)
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
-            prefixes, price = self._prefixes[model.spec.name], self.prices.get(model.spec.name)
-            scopes = self.policies.scopes_of(tenant, call.key, model.spec.name)
-            limits = limits_for(
-                tenant,
-                call.key,
-                service=self.policies.class_of(tenant),
-                model=model.spec,
-                context_tokens=model.context_tokens,
-            )
-            size = estimate(view) if surely_fits(view, limits) else await self._measure(call, view, body, model, limits)
+            terms = self._terms_of(tenant, call.key, model)
+            limits = terms.limits
+            if not surely_fits(view, limits):
+                size = await self._measure(call, view, size, body=body, model=model, limits=limits)
             bound = granted(view, size, limits)
-            view, limits = bounded(view, limits, bound)
+            if bound is not None:
+                view, limits = bounded(view, limits, bound)
             async with self._reserve(
-                call,
-                tenant,
-                scopes=scopes,
-                view=view,
-                body=body,
-                model=model,
-                price=price,
-                limits=limits,
-                size=size,
+                call, tenant, terms, view=view, body=body, model=model, limits=limits, size=size
             ) as reservation:
                 chain = prefix_chain(view.prompt)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
@@ -187,19 +191,19 @@ class Lifecycle:
                             body,
                             model,
                             bound=reservation.output_cap or bound,
-                            priority=self.policies.class_of(tenant).priority,
+                            priority=terms.service.priority,
                         ),
                         passed_on=_passed_on(given),
                         model=model,
-                        prefixes=prefixes,
+                        prefixes=terms.prefixes,
                         chain=chain,
                         slot=self._slot(
                             call,
                             tenant,
+                            terms,
                             view=view,
                             model=model,
                             size=size,
-                            prefixes=prefixes,
                             chain=chain,
                             is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
                         ),
@@ -243,18 +247,44 @@ class Lifecycle:
             raise Refused(refusals.model_not_found(name))
         return self.fleet.models[spec.name]
 
+    def _terms_of(self, tenant: TenantSpec, key: str, model: ModelFleet) -> Terms:
+        """What the policies say of such requests, worked out once."""
+        of = (tenant.name, key, model.spec.name)
+        terms = self._terms.get(of)
+        if terms is None or terms.tenant is not tenant or terms.limits.context != model.context_tokens:
+            if len(self._terms) >= TERMS_MAX:
+                self._terms.clear()
+            service = self.policies.class_of(tenant)
+            context_tokens = model.context_tokens
+            terms = self._terms[of] = Terms(
+                tenant=tenant,
+                service=service,
+                scopes=self.policies.scopes_of(tenant, key, model.spec.name),
+                limits=limits_for(tenant, key, service=service, model=model.spec, context_tokens=context_tokens),
+                price=self.prices.get(model.spec.name),
+                prefixes=self._prefixes[model.spec.name],
+            )
+        return terms
+
     async def _measure(
-        self, call: Call, view: RequestView, body: bytes, model: ModelFleet, limits: ContextLimits
+        self,
+        call: Call,
+        view: RequestView,
+        estimated: PromptSize,
+        *,
+        body: bytes,
+        model: ModelFleet,
+        limits: ContextLimits,
     ) -> PromptSize:
-        """The size of a prompt that may not fit: exact where a limit lies between its bounds, else an estimate."""
+        """The size of a prompt that may not fit: exact where a limit lies between its bounds, else as estimated."""
         if not view.endpoint.computes:
-            return estimate(view)
+            return estimated
         if refusal := check(view, least(view), limits):
             raise Refused(refusal)
         if view.attachments:  # no tokenizer tells their tokens, so what is left of the limits is the engine's to hold
-            return estimate(view)
+            return estimated
         counted = await self.counter.count(model, view, body) if view.prompt_tokens is None else None
-        size = counted or estimate(view)
+        size = counted or estimated
         call.headers.append((PROMPT_TOKENS, b"%d; %b" % (size.total, b"exact" if size.exact else b"estimated")))
         if refusal := check(view, size, limits):
             raise Refused(refusal)
@@ -264,16 +294,16 @@ class Lifecycle:
         self,
         call: Call,
         tenant: TenantSpec,
+        terms: Terms,
         *,
-        scopes: Scopes,
         view: RequestView,
         body: bytes,
         model: ModelFleet,
-        price: Price | None,
         limits: ContextLimits,
         size: PromptSize,
     ) -> Reservation:
         """What to hold while it runs: see `Holding`."""
+        scopes, price = terms.scopes, terms.price
         holding = Holding.of(view, size, limits, price=price, tenant=tenant.limits, scopes=scopes)
         return Reservation(
             call,
@@ -303,16 +333,16 @@ class Lifecycle:
         self,
         call: Call,
         tenant: TenantSpec,
+        terms: Terms,
         *,
         view: RequestView,
         model: ModelFleet,
         size: PromptSize,
-        prefixes: PrefixIndex,
         chain: Sequence[int],
         is_retry: bool,
     ) -> Slot | None:
         """What it asks of a replica, as predicted, and its place in its model's line; None: nothing bounds it there."""
-        service = self.policies.class_of(tenant)
+        service, prefixes = terms.service, terms.prefixes
         if not (service.slo.bounds and view.endpoint.computes):
             return None
         output_tokens = 0
