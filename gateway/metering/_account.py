@@ -80,9 +80,11 @@ class _Waiting(NamedTuple):
 
 
 class _Refused(NamedTuple):
-    """A denial by requests/min at `at_ms`, which holds until `until_ms` for whoever meets the same limits."""
+    """A denial by requests/min at `at_ms`, which holds until `until_ms` for whoever meets the same limits and asks for
+    no more: no other limit makes that one wait longer."""
 
     denial: Denial
+    ask: Ask
     limits: LimitsSpec
     scopes: tuple[Scope, ...]
     at_ms: int
@@ -170,12 +172,12 @@ class TenantAccount:
         self._wake(self)
         return decided
 
-    def refuses(self, limits: LimitsSpec, scopes: tuple[Scope, ...], now_ms: int) -> Denial | None:
+    def refuses(self, limits: LimitsSpec, ask: Ask, scopes: tuple[Scope, ...], now_ms: int) -> Denial | None:
         """What was refused a moment ago and would be again; None: ask. A flood of refusals costs Redis nothing."""
         refused = self._refused
         if refused is None or refused.limits is not limits or refused.scopes != scopes:
             return None
-        if not refused.at_ms <= now_ms < refused.until_ms:
+        if not (refused.at_ms <= now_ms < refused.until_ms and _asks_no_more(ask, refused.ask)):
             return None
         passed_ms, denial = now_ms - refused.at_ms, refused.denial
         standing = denial.standing
@@ -326,7 +328,7 @@ class TenantAccount:
     def _note_refused(self, waited: _Waiting, denial: Denial, now_ms: int) -> None:
         if denial.dimension == "requests_per_minute" and denial.retry_after_ms and not denial.notes:
             until_ms = now_ms + min(REFUSES_ON_MS, denial.retry_after_ms)
-            self._refused = _Refused(denial, waited.limits, waited.scopes, now_ms, until_ms)
+            self._refused = _Refused(denial, waited.ask, waited.limits, waited.scopes, now_ms, until_ms)
 
     def fail(self, error: StoreUnavailable) -> bool:
         refused, self._aboard = self._aboard, []
@@ -528,3 +530,13 @@ class TenantAccount:
         self._held.pop(lease.member, None)
         self._releases.append((lease.member, lease.tokens, lease.reserved_ms, lease.input_tokens, lease.output_tokens))
         self._wake(self)
+
+
+def _asks_no_more(ask: Ask, than: Ask) -> bool:
+    return (
+        ask.tokens <= than.tokens
+        and ask.nanousd <= than.nanousd
+        and ask.input_tokens <= than.input_tokens
+        and ask.output_tokens <= than.output_tokens
+        and ask.most_tokens <= than.most_tokens
+    )

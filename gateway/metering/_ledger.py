@@ -195,7 +195,10 @@ class Ledger:
         self, tenant: TenantSpec, ask: Ask, scopes: Scopes, *, slice_of: Lease | None = None
     ) -> Grant | Denial:
         account = self._account(tenant.name)
-        if slice_of is None and (denial := account.refuses(tenant.limits, scopes.others, self._now_ms())) is not None:
+        if (
+            slice_of is None
+            and (denial := account.refuses(tenant.limits, ask, scopes.others, self._now_ms())) is not None
+        ):
             return denial
         if account.waiting >= self._settings.waiting_max:
             raise StoreUnavailable(f"{account.waiting} requests of {tenant.name} already wait for Redis")

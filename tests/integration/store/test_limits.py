@@ -373,6 +373,16 @@ async def test_another_limit_is_asked_for_though_one_has_just_refused(ledger: Le
     assert (await denied(ledger, LimitsSpec(requests_per_minute=100))).retry_after_ms == 600
 
 
+async def test_who_asks_for_more_hears_what_he_has_to_wait_for(ledger: Ledger) -> None:
+    """The one before was refused by requests/min alone; this one has to wait longer for tokens."""
+    limits = LimitsSpec(requests_per_minute=1, tokens_per_minute=40)
+    small = replace(ASK, tokens=1)
+    await granted(ledger, limits, replace(ASK, tokens=39))
+    assert (await denied(ledger, limits, small)).dimension == "requests_per_minute"
+    more = await denied(ledger, limits, replace(ASK, tokens=1000))
+    assert (more.dimension, more.retry_after_ms) == ("tokens_per_minute", None)
+
+
 async def test_modes_other_than_enforce_refuse_nothing(ledger: Ledger) -> None:
     """A soft limit tells how much of it is used, an audited one and a candidate that they would have refused, and then
     nothing is taken from them."""
