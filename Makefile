@@ -33,7 +33,7 @@ simulate-ledger: $(VENV)/.installed-dev
 
 # More seeds of each: some minutes on 2 cores.
 simulate-admission: $(VENV)/.installed-dev
-	MTOK_SEEDS=20 $(BIN)/python -m pytest tests/simulation/test_scenarios.py tests/simulation/test_noisy_neighbour.py -n auto --timeout 1800
+	MTOK_SEEDS=20 $(BIN)/python -m pytest tests/simulation/test_fair_queue.py tests/simulation/test_scenarios.py tests/simulation/test_noisy_neighbour.py -n auto --timeout 1800
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/bench.py
