@@ -18,7 +18,7 @@ PER_S = SLOTS * 1000 / (MEAN_OUTPUT * MS_PER_TOKEN)
 """Requests per second that the slots serve."""
 
 MINUTE_MS = 60_000
-SEEDS = range(int(os.environ.get("MTOK_SEEDS", "3")))
+SEEDS = range(int(os.environ.get("MTOK_SEEDS", "2")))
 
 
 def neighbours(world: World, *, of_share: float, noisy: bool, until_ms: int = 6 * MINUTE_MS) -> list[int]:

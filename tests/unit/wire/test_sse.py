@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.wire import Endpoint, RequestView, StreamScanner, Usage, _sse, scanner_for
 from tests.unit.wire.streams import TEXTS, Event, Reported, Stream, streams
 
-THOROUGH = settings(max_examples=150, deadline=None)
+THOROUGH = settings(max_examples=80, deadline=None)
 
 
 def scanner(stream: Stream, *, wants_usage: bool = False, wants_running: bool = False) -> StreamScanner:
@@ -142,7 +142,7 @@ ODD = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     tokens=st.lists(TOKENS, max_size=6),
     odd=st.lists(st.tuples(st.integers(0, 6), ODD), max_size=2),
