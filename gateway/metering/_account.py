@@ -96,7 +96,6 @@ class _Sent(NamedTuple):
 
     member: str
     windows: tuple[str, ...]
-    scopes: tuple[int, ...]
 
 
 class TenantAccount:
@@ -279,7 +278,7 @@ class TenantAccount:
                 windows_of = tuple(dict.fromkeys(window.name for limits_of in met for window in limits_of.windows))
                 names = ",".join([limits_of.name for limits_of in met[1:] if limits_of.has_state])
                 member = f"{member}|{ask.most_tokens}|{','.join(windows_of)}|{names}"
-            members.append(_Sent(member, windows_of, of))
+            members.append(_Sent(member, windows_of))
             asks += (
                 member,
                 ask.tokens,
