@@ -171,27 +171,39 @@ async def test_the_audit_explains_every_token(served: Served) -> None:
     """Finished and cut requests alike: `mtok audit` finds all that the engines counted, and a request that went to a
     replica directly, in another minute than cut ones, is not ours."""
     counted(served)
-    await asyncio.sleep(MINUTE_S + READ_S)
-    url = f"{served.engines[0].url}/v1/completions"
-    body = {"model": MODEL, "prompt": "import", "max_tokens": 40, "ignore_eos": True}
-    direct = httpx.post(url, json=body, timeout=60, trust_env=False).json()["usage"]
-    await asyncio.sleep(READ_S)
 
     def audited(*options: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "MTOK_REDIS_URL": served.valkey_url}
         command = mtok("audit", "--start", "2h", *options)
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
+    async def spans() -> list[Any]:
+        found = msgspec.json.decode((await asyncio.to_thread(audited, "--json")).stdout)
+        return [span for verdict in found["replicas"].values() for span in verdict["spans"]]
+
+    def not_ours(of: list[Any]) -> list[int]:
+        """Requests, output and input tokens of others: of earlier tests, which have used these engines too."""
+        return [
+            sum(span["requests_not_ours"] for span in of),
+            sum(span["output"]["not_ours"] for span in of),
+            sum(span["input"]["not_ours"] for span in of),
+        ]
+
+    await asyncio.sleep(MINUTE_S + READ_S)
+    before = not_ours(await spans())
+    url = f"{served.engines[0].url}/v1/completions"
+    body = {"model": MODEL, "prompt": "import", "max_tokens": 40, "ignore_eos": True}
+    direct = httpx.post(url, json=body, timeout=60, trust_env=False).json()["usage"]
+    await asyncio.sleep(READ_S)
     shown = await asyncio.to_thread(audited)
     print(f"\n{shown.stdout}{shown.stderr}")
-    found = msgspec.json.decode((await asyncio.to_thread(audited, "--json")).stdout)
-    spans = [span for verdict in found["replicas"].values() for span in verdict["spans"]]
     assert shown.returncode == 0, "something is unexplained"
-    assert sum(span["requests_not_ours"] for span in spans) == 1
+    after = await spans()
+    added = [more - less for more, less in zip(not_ours(after), before, strict=True)]
+    assert added == [1, direct["completion_tokens"], direct["prompt_tokens"]]
+    assert direct["completion_tokens"] == 40
     events = [event for tenant in ("exact", "cut") for event in served.events(tenant).values()]
-    assert sum(span["output"]["billed"] for span in spans) == sum(event.usage.output_tokens for event in events)
-    assert sum(span["output"]["not_ours"] for span in spans) == direct["completion_tokens"] == 40
-    assert sum(span["input"]["not_ours"] for span in spans) == direct["prompt_tokens"]
+    assert sum(span["output"]["billed"] for span in after) == sum(event.usage.output_tokens for event in events)
     again = await asyncio.to_thread(audited, "--recompute")
     assert again.returncode == 0, again.stdout
 
