@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test lint format test-real simulate-ledger simulate-admission bench bench-admission chaos prove-admission lock clean
+.PHONY: install run test test-long lint format test-real simulate-ledger simulate-admission bench bench-admission chaos prove-admission lock clean
 
 install: $(VENV)/.installed
 
@@ -12,7 +12,11 @@ run: $(VENV)/.installed
 	@exec $(BIN)/mtok demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not long'
+
+# What kills processes for half a minute each: the short forms of chaos and prove-admission.
+test-long: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/integration -m long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ LEAST_AGENTS_SHARE = 0.95
 """Of one of which slices are reserved, though each request asks for more than twice what there is."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_limits_are_never_exceeded_by_one(tmp_path: Path) -> None:
     """Budgets, requests/min and concurrent requests; also while a gateway is killed and Valkey is restarted."""

@@ -11,6 +11,7 @@ import pytest
 from loadtest.chaos import SHORT, run
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_every_answer_is_billed_once_whatever_dies(tmp_path: Path) -> None:
     """Workers, gateways, engines and Valkey are killed, Valkey stops for a while, comes back with older files and is
