@@ -10,7 +10,7 @@ from typing import Literal
 from gateway.pricing import GPUS, Price
 
 from ._limits import LimitsSpec, ScopeLimitsSpec
-from ._scopes import NO_SCOPES, Scopes, scopes_with
+from ._scopes import Scope, ScopeKind, Scopes, scopes_with
 
 Engine = Literal["vllm"]
 JournalFailure = Literal["refuse", "serve"]
@@ -268,13 +268,31 @@ class Policies:
 
     def scopes_of(self, tenant: TenantSpec, key: str, model: str) -> Scopes:
         """Whose limits a request meets beyond its tenant's own: its key's, by public id, its model's, by name, .."""
-        if tenant.limits_of_key(key) is None:
-            key = ""
-        of_tenant, found = self._scopes.get((tenant.name, key, model), (None, NO_SCOPES))
-        if of_tenant is not tenant:
-            found = self._find_scopes(tenant, key, model)
-            self._scopes[tenant.name, key, model] = tenant, found
-        return found
+        name = tenant.name
+        scopes = [*self._scopes_with("tenant", "", tenant.limits, tenant.time_zone, owner=name)]
+        if (of_key := tenant.limits_of_key(key)) is not None:
+            scopes += self._scopes_with("key", key, of_key, tenant.time_zone, owner=name)
+        if tenant.group is not None and (group := self.groups.get(tenant.group)) is not None:
+            scopes += self._scopes_with("group", group.name, group.limits, group.time_zone)
+        if (spec := self.models.get(model)) is not None and spec.limits is not None:
+            scopes += self._scopes_with("model", model, spec.limits)
+        scopes += self._scopes_with("fleet", "", self.fleet.limits)
+        met = (tenant.limits, *(scope.limits for scope in scopes))
+        return Scopes(
+            tuple(scopes),
+            is_budgeted=any(limits.budgets for limits in met),
+            holds_tokens=any(limits.holds_tokens for limits in met),
+        )
+
+    def _scopes_with(
+        self, kind: ScopeKind, of: str, limits: ScopeLimitsSpec, time_zone: str = "UTC", *, owner: str = ""
+    ) -> tuple[Scope, ...]:
+        """The same ones each time: whoever works something out for a scope knows it again."""
+        known, scopes = self._scopes.get((kind, owner, of), (None, ()))
+        if known is not limits:
+            scopes = tuple(scopes_with(kind, of, limits, time_zone))
+            self._scopes[kind, owner, of] = limits, scopes
+        return scopes
 
     @cached_property
     def has_windows(self) -> bool:
@@ -285,22 +303,6 @@ class Policies:
             found += [tenant.limits, *(key.limits for key in tenant.keys)]
         rules = [rule for limits in found if limits is not None for rule in (limits, limits.soft, limits.audit)]
         return any(rule is not None and (rule.budgets or rule.tokens_per_day is not None) for rule in rules)
-
-    def _find_scopes(self, tenant: TenantSpec, key: str, model: str) -> Scopes:
-        scopes = [*scopes_with("tenant", "", tenant.limits, tenant.time_zone)]
-        if (of_key := tenant.limits_of_key(key)) is not None:
-            scopes += scopes_with("key", key, of_key, tenant.time_zone)
-        if tenant.group is not None and (group := self.groups.get(tenant.group)) is not None:
-            scopes += scopes_with("group", group.name, group.limits, group.time_zone)
-        if (spec := self.models.get(model)) is not None and spec.limits is not None:
-            scopes += scopes_with("model", model, spec.limits)
-        scopes += scopes_with("fleet", "", self.fleet.limits)
-        met = (tenant.limits, *(scope.limits for scope in scopes))
-        return Scopes(
-            tuple(scopes),
-            is_budgeted=any(limits.budgets for limits in met),
-            holds_tokens=any(limits.holds_tokens for limits in met),
-        )
 
     @property
     def price_epoch(self) -> str:
@@ -317,7 +319,7 @@ class Policies:
         }
 
     @cached_property
-    def _scopes(self) -> dict[tuple[str, str, str], tuple[TenantSpec | None, Scopes]]:
+    def _scopes(self) -> dict[tuple[ScopeKind, str, str], tuple[ScopeLimitsSpec | None, tuple[Scope, ...]]]:
         return {}
 
     @cached_property
