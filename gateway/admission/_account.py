@@ -281,8 +281,7 @@ class Accounts:
             sums.tokens += tokens
 
     def _account(self, tenant: str, scope: Scope) -> _Account:
-        is_shared = scope.kind in ("group", "model", "fleet")
-        name = ("" if is_shared else tenant, scope.name)
+        name = ("" if scope.is_shared else tenant, scope.name)
         account = self._accounts.get(name)
         if account is None:
             account = self._accounts[name] = _Account(

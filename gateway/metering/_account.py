@@ -418,7 +418,7 @@ class TenantAccount:
             for scope in asked.scopes:
                 if self._scopes.get(scope.name) is not scope:
                     self._scopes[scope.name] = scope
-                    self._shares = self._shares or scope.name.startswith("@")
+                    self._shares = self._shares or scope.is_shared
         if not self._scopes:
             return ()
         names = {scope.name for asked in waiting for scope in asked.scopes}

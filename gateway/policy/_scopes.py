@@ -25,8 +25,13 @@ class Scope:
     time_zone: str = "UTC"
     name: str = field(init=False)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether tenants share it."""
+        return self.kind in ("group", "model", "fleet")
+
     def __post_init__(self) -> None:
-        shared = "@" if self.kind in ("group", "model", "fleet") else ""
+        shared = "@" if self.is_shared else ""
         mode = "" if self.mode == "enforce" else f"~{self.mode}:"
         object.__setattr__(self, "name", f"{shared}{mode}{self.kind}:{self.of}")
 

@@ -87,10 +87,6 @@ class ScopeLimits(msgspec.Struct, frozen=True, kw_only=True):
     windows: tuple[Window, ...] = ()
 
     @property
-    def is_shared(self) -> bool:
-        return self.name.startswith("@")
-
-    @property
     def has_state(self) -> bool:
         """Whether leases have to name it: it has buckets to refund, or counts what runs."""
         return (

@@ -32,6 +32,7 @@ class TenantKeys:
     producer  string  number of the last record of one journal that was booked
     budget    hash    `spent` and `reserved` nano-dollars of one period
     window    hash    `spent`, `reserved` nano-dollars and `tokens`, `tokens_reserved` of one period of a further limit
+    scope     hash    the buckets of a scope beside the tenant itself, and what runs of it
     sink      hash    how far its events have been pushed (see scripts/sink.lua)
     usage     hash    sums of one minute, hour or day, fields `model|key|metric`
     """
@@ -70,9 +71,16 @@ class TenantKeys:
         """Money of one period, such as `month:2026-10`."""
         return self.budget_prefix + period
 
-    def window(self, period: str) -> str:
-        """Money and tokens of one period, such as `day:2026-10-03`, for the limits beside the budget."""
-        return self.window_prefix + period
+    def window(self, name: str) -> str:
+        """Money and tokens of one period, such as `day:2026-10-03`, for the limits beside the budget. One that tenants
+        share, whose name begins with "@", is not the tenant's own; as the script has it."""
+        return f"{SHARED_PREFIX}window:{name}" if name.startswith("@") else self.window_prefix + name
+
+    def scope(self, name: str) -> str:
+        """The state of a scope of this name, the tenant's own or shared as with windows; empty: the tenant itself."""
+        if not name:
+            return self.limits
+        return f"{SHARED_PREFIX}scope:{name}" if name.startswith("@") else f"{self.limits}:{name}"
 
     def usage(self, size: BucketSize, start_s: int) -> str:
         """Sums of the bucket that starts at `start_s` (Unix seconds, a multiple of its size)."""

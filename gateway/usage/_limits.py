@@ -15,7 +15,7 @@ from gateway.admission import UNIT, Dimension, Left, Period, period_at, unit_of,
 from gateway.metering import windows_at
 from gateway.policy import LimitsSpec, RuleMode, RulesSpec, Scope
 from gateway.pricing import nanousd_of_usd
-from gateway.store import SHARED_PREFIX, StoreUnavailable, TenantKeys
+from gateway.store import StoreUnavailable, TenantKeys
 
 
 class LimitLeft(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +137,7 @@ def _counters(limits: RulesSpec, now_s: int, time_zone: str, keys: TenantKeys, o
             window.limit,
             window.name.removeprefix(of),
             window.end_s,
-            f"{SHARED_PREFIX}window:{window.name}" if window.name.startswith("@") else keys.window(window.name),
+            keys.window(window.name),
             ("tokens", "tokens_reserved") if window.dimension == "tokens_per_day" else _MONEY,
         )
         for window in windows_at(limits, now_s, time_zone, of=of)
@@ -150,9 +150,8 @@ def _accounts(keys: TenantKeys, limits: LimitsSpec, scopes: Sequence[Scope], now
     counters = (*budget, *_counters(limits, now_s, limits.time_zone, keys, ""))
     accounts = [_Account("", "enforce", keys.limits, limits, counters)]
     for scope in scopes:
-        state = f"{SHARED_PREFIX}scope:{scope.name}" if scope.name.startswith("@") else f"{keys.limits}:{scope.name}"
         of_scope = _counters(scope.limits, now_s, scope.time_zone, keys, f"{scope.name}:")
-        accounts.append(_Account(scope.label, scope.mode, state, scope.limits, of_scope))
+        accounts.append(_Account(scope.label, scope.mode, keys.scope(scope.name), scope.limits, of_scope))
     return accounts
 
 

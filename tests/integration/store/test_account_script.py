@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from gateway.store import (
     DIMENSIONS,
     PER_MINUTE_MAX,
-    SHARED_PREFIX,
     AccountLimits,
     AccountReply,
     Booking,
@@ -196,10 +195,8 @@ class Account:
             assert int(money.get(b"spent", 0)) == model.spent.get(period, 0)
             assert int(money.get(b"reserved", 0)) == model.reserved(period)
         for scope in (model, *model.others.values()):
-            key = self.keys.limits
+            key = self.keys.scope(scope.name)
             if scope is not model:
-                shared = scope.name.startswith("@")
-                key = f"{SHARED_PREFIX}scope:{scope.name}" if shared else f"{key}:{scope.name}"
                 assert int(self.valkey.hget(key, "running") or 0) == model.running(scope.name)
             for name, bucket in scope.buckets.items():
                 if scope.limits.get(name) is not None:
@@ -209,8 +206,7 @@ class Account:
             assert int(self.valkey.hget(key, "held") or 0) == model.held(scope.name)
         of_scopes = {check.window for scope in (model, *model.others.values()) for check in scope.checks}
         for window in of_scopes | model.window_spent.keys():
-            key = f"{SHARED_PREFIX}window:{window}" if window.startswith("@") else self.keys.window(window)
-            kept = self.valkey.hgetall(key)
+            kept = self.valkey.hgetall(self.keys.window(window))
             assert [int(kept.get(name, 0)) for name in (b"spent", b"tokens", b"reserved", b"tokens_reserved")] == [
                 model.window_spent.get(window, 0),
                 model.window_tokens.get(window, 0),
