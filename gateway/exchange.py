@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from gateway import refusals
+from gateway.attempts import Attempts
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import PromptSize, text_questions
 from gateway.counting import PromptCounter, count_prompt, count_texts
 from gateway.dispatch import Slot
 from gateway.errors import Refusal, Refused
-from gateway.fleet import ConnectFailed, Fleet, Interrupted, ModelFleet, Replica, UpstreamLost
+from gateway.fleet import Fleet, Interrupted, ModelFleet, UpstreamLost
 from gateway.meter import NOTHING, Meter, Metered
-from gateway.metering import FailedAttempt, Status
+from gateway.metering import Status
 from gateway.relay import (
     Answer,
     ClientWatch,
     Headers,
     Outgoing,
-    open_answer,
     pump_long,
     pump_stream,
     read_whole,
     stream_error,
 )
-from gateway.routing import PrefixIndex, choose
 from gateway.slices import HoldEnded, pump_sliced
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
@@ -39,16 +38,12 @@ log = logging.getLogger(__name__)
 
 
 class Exchange(Struct, frozen=True, kw_only=True):
-    """One request at the engines. `body` is what they get; `passed_on` holds whole header lines for them.
-    `chain` is its prompt's prefix chain; without a `slot` nothing bounds where and when it runs."""
+    """One request at the engines; without a `slot` nothing bounds where and when it runs."""
 
     call: Call
     view: RequestView
-    body: bytes
-    passed_on: bytes
     model: ModelFleet
-    prefixes: PrefixIndex
-    chain: Sequence[int]
+    attempts: Attempts
     slot: Slot | None
     reservation: Reservation
     watch: ClientWatch
@@ -77,7 +72,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
     async def _run(self) -> None:
         try:
-            answer = await self._open()
+            answer = await self.attempts.open()
         except Interrupted:
             if self.watch.gone:
                 await self._settle(Outcome("client_gone", self._meter.cut()))
@@ -100,82 +95,13 @@ class Exchange(Struct, frozen=True, kw_only=True):
         finally:
             answer.close()
 
-    async def _open(self) -> Answer:
-        """The first replica that answers. Raises `Refused`: 503 when none could be reached, 502 when it died on all."""
-        request_id = self.call.id.encode()
-        tried: set[Replica] = set()
-        lost = busy = False
-
-        def untried() -> list[Replica]:
-            return [replica for replica in self.model.replicas if replica.healthy and replica not in tried]
-
-        while targets := untried():
-            if self.watch.gone:  # left before its request was sent, or while a connection to a replica was made
-                raise Interrupted
-            replica = self._choose(targets) if self.slot is None else await self._wait_for_room(self.slot, untried)
-            tried.add(replica)
-            self.call.replica = replica.name
-            warm_bytes = self.prefixes.warm_bytes(self.chain, replica.name, len(self.view.prompt))
-            self._meter.place(warm_bytes, replica.context_tokens)
-            head = replica.head(self.call.endpoint.path, request_id, len(self.body), self.passed_on)
-            try:
-                answer = await open_answer(replica, head, self.body, self.watch)
-            except ConnectFailed as error:
-                replica.healthy = False
-                self._note_failed(replica, "connect", error)
-            except UpstreamLost as error:
-                if self.watch.gone:
-                    raise Interrupted from error
-                lost = True
-                self._note_failed(replica, "lost", error)
-            else:
-                if answer.status not in (429, 503):
-                    self.prefixes.note(self.chain, replica.name)
-                    if self.slot is not None and answer.is_stream:
-                        self.slot.first_token()
-                    return answer
-                busy = True
-                answer.close()
-                self._note_failed(replica, "busy", None)
-                if self.slot is not None:  # it waits until one of them has room again
-                    tried.discard(replica)
-        if lost:
-            raise Refused(refusals.UPSTREAM_LOST)
-        raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
-
-    async def _wait_for_room(self, slot: Slot, untried: Callable[[], Sequence[Replica]]) -> Replica:
-        self.watch.guard(slot)
-        since_ms = self.clock.now_ms()
-        try:
-            return await slot.place(untried, self._choose)
-        finally:
-            self.call.queued_ms += self.clock.now_ms() - since_ms
-
-    def _choose(self, targets: Sequence[Replica]) -> Replica:
-        return choose(self.chain, self.prefixes, targets)
-
     async def _settle(self, outcome: Outcome) -> None:
         """The engine has ended, so its slot is free before the client has read what is left."""
         if self.slot is not None:
             self.slot.ended(outcome.metered.usage)
         await self.reservation.settle(outcome)
         if outcome.status == "ok" and not outcome.metered.estimated:
-            self.counter.answered(self.model, self.view, self.body, outcome.metered.usage.input_tokens)
-
-    def _note_failed(self, replica: Replica, reason: str, error: Exception | None) -> None:
-        """What an attempt burnt that died after it was sent is the platform's loss."""
-        input_tokens, output_tokens = self._meter.attempt_most() if reason == "lost" else (0, 0)
-        self._meter.withdraw()
-        if self.slot is not None:
-            self.slot.left(full=reason == "busy")
-        self.call.failed_attempts += (
-            FailedAttempt(replica=replica.name, code=reason, input_tokens=input_tokens, output_tokens=output_tokens),
-        )
-        metrics = self.telemetry.metrics
-        metrics.retries.labels(replica.name, reason).inc()
-        metrics.lost_tokens.labels(replica.name, "input").inc(input_tokens)
-        metrics.lost_tokens.labels(replica.name, "output").inc(output_tokens)
-        log.warning("replica %s: %s", replica.name, error or reason, extra={"data": {"request_id": self.call.id}})
+            self.counter.answered(self.model, self.view, self.attempts.body, outcome.metered.usage.input_tokens)
 
     async def _stream(self, answer: Answer) -> None:
         scanner = scanner_for(self.view)
@@ -281,7 +207,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
         """Prompt and output by the engine's own tokenizer; where it cannot tell, a token for each text."""
         asked = text_questions(texts, self.model.spec.name)
         prompt, said = await asyncio.gather(
-            count_prompt(self.fleet, self.model, self.view, self.body), count_texts(self.fleet, self.model, asked)
+            count_prompt(self.fleet, self.model, self.view, self.attempts.body),
+            count_texts(self.fleet, self.model, asked),
         )
         return prompt, uncounted + (len(texts) if said is None else sum(said))
 

@@ -29,6 +29,7 @@ from msgspec import Struct
 from gateway import refusals
 from gateway.admission import Holding, Work
 from gateway.alerts import Alerts
+from gateway.attempts import Attempts
 from gateway.call import Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import (
@@ -183,30 +184,41 @@ class Lifecycle:
             ) as reservation:
                 chain = prefix_chain(view.prompt)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
+                    slot = self._slot(
+                        call,
+                        tenant,
+                        terms,
+                        view=view,
+                        model=model,
+                        size=size,
+                        chain=chain,
+                        is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
+                    )
                     exchange = Exchange(
                         call=call,
                         view=view,
-                        body=_engine_body(
-                            view,
-                            body,
-                            model,
-                            bound=reservation.output_cap or bound,
-                            priority=terms.service.priority,
-                        ),
-                        passed_on=_passed_on(given),
                         model=model,
-                        prefixes=terms.prefixes,
-                        chain=chain,
-                        slot=self._slot(
-                            call,
-                            tenant,
-                            terms,
+                        attempts=Attempts(
+                            call=call,
                             view=view,
+                            body=_engine_body(
+                                view,
+                                body,
+                                model,
+                                bound=reservation.output_cap or bound,
+                                priority=terms.service.priority,
+                            ),
+                            passed_on=_passed_on(given),
                             model=model,
-                            size=size,
+                            prefixes=terms.prefixes,
                             chain=chain,
-                            is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
+                            slot=slot,
+                            meter=reservation.meter,
+                            watch=watch,
+                            telemetry=self.telemetry,
+                            clock=self.clock,
                         ),
+                        slot=slot,
                         reservation=reservation,
                         watch=watch,
                         outgoing=outgoing,

@@ -1,0 +1,110 @@
+"""One request's attempts at replicas: which are tried, in what order, and what those that failed burnt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from gateway import refusals
+from gateway.call import Call
+from gateway.clock import Clock
+from gateway.dispatch import Slot
+from gateway.errors import Refused
+from gateway.fleet import ConnectFailed, Interrupted, ModelFleet, Replica, UpstreamLost
+from gateway.meter import Meter
+from gateway.metering import FailedAttempt
+from gateway.relay import Answer, ClientWatch, open_answer
+from gateway.routing import PrefixIndex, choose
+from gateway.telemetry import Telemetry
+from gateway.wire import RequestView
+
+log = logging.getLogger(__name__)
+
+
+class Attempts(Struct, frozen=True, kw_only=True):
+    """`body` is what the replicas get; `passed_on` holds whole header lines for them. `chain` is the prompt's prefix
+    chain; without a `slot` nothing bounds where and when it runs."""
+
+    call: Call
+    view: RequestView
+    body: bytes
+    passed_on: bytes
+    model: ModelFleet
+    prefixes: PrefixIndex
+    chain: Sequence[int]
+    slot: Slot | None
+    meter: Meter
+    watch: ClientWatch
+    telemetry: Telemetry
+    clock: Clock
+
+    async def open(self) -> Answer:
+        """The first replica that answers. Raises `Refused`: 503 when none could be reached, 502 when it died on all."""
+        request_id = self.call.id.encode()
+        tried: set[Replica] = set()
+        lost = busy = False
+
+        def untried() -> list[Replica]:
+            return [replica for replica in self.model.replicas if replica.healthy and replica not in tried]
+
+        while targets := untried():
+            if self.watch.gone:  # left before its request was sent, or while a connection to a replica was made
+                raise Interrupted
+            replica = self._choose(targets) if self.slot is None else await self._wait_for_room(self.slot, untried)
+            tried.add(replica)
+            self.call.replica = replica.name
+            warm_bytes = self.prefixes.warm_bytes(self.chain, replica.name, len(self.view.prompt))
+            self.meter.place(warm_bytes, replica.context_tokens)
+            head = replica.head(self.call.endpoint.path, request_id, len(self.body), self.passed_on)
+            try:
+                answer = await open_answer(replica, head, self.body, self.watch)
+            except ConnectFailed as error:
+                replica.healthy = False
+                self._note_failed(replica, "connect", error)
+            except UpstreamLost as error:
+                if self.watch.gone:
+                    raise Interrupted from error
+                lost = True
+                self._note_failed(replica, "lost", error)
+            else:
+                if answer.status not in (429, 503):
+                    self.prefixes.note(self.chain, replica.name)
+                    if self.slot is not None and answer.is_stream:
+                        self.slot.first_token()
+                    return answer
+                busy = True
+                answer.close()
+                self._note_failed(replica, "busy", None)
+                if self.slot is not None:  # it waits until one of them has room again
+                    tried.discard(replica)
+        if lost:
+            raise Refused(refusals.UPSTREAM_LOST)
+        raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
+
+    async def _wait_for_room(self, slot: Slot, untried: Callable[[], Sequence[Replica]]) -> Replica:
+        self.watch.guard(slot)
+        since_ms = self.clock.now_ms()
+        try:
+            return await slot.place(untried, self._choose)
+        finally:
+            self.call.queued_ms += self.clock.now_ms() - since_ms
+
+    def _choose(self, targets: Sequence[Replica]) -> Replica:
+        return choose(self.chain, self.prefixes, targets)
+
+    def _note_failed(self, replica: Replica, reason: str, error: Exception | None) -> None:
+        """What an attempt burnt that died after it was sent is the platform's loss."""
+        input_tokens, output_tokens = self.meter.attempt_most() if reason == "lost" else (0, 0)
+        self.meter.withdraw()
+        if self.slot is not None:
+            self.slot.left(full=reason == "busy")
+        self.call.failed_attempts += (
+            FailedAttempt(replica=replica.name, code=reason, input_tokens=input_tokens, output_tokens=output_tokens),
+        )
+        metrics = self.telemetry.metrics
+        metrics.retries.labels(replica.name, reason).inc()
+        metrics.lost_tokens.labels(replica.name, "input").inc(input_tokens)
+        metrics.lost_tokens.labels(replica.name, "output").inc(output_tokens)
+        log.warning("replica %s: %s", replica.name, error or reason, extra={"data": {"request_id": self.call.id}})
