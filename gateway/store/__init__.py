@@ -31,6 +31,8 @@ from ._errors import EmbeddedStoreFailed, StoreUnavailable
 from ._keys import (
     AUDIT_LEASE,
     BUCKET_SECONDS,
+    HELD,
+    PLACED,
     PRICE_BOOK,
     REPLICAS,
     RULES_TOLD,
@@ -54,7 +56,9 @@ __all__ = [
     "CALL_MAX",
     "DIMENSIONS",
     "EXACT_MAX",
+    "HELD",
     "PER_MINUTE_MAX",
+    "PLACED",
     "PRICE_BOOK",
     "REPLICAS",
     "RULES_TOLD",

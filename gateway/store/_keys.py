@@ -135,6 +135,10 @@ class ModelKeys:
         self.knee = prefix + "knee"
 
 
+PLACED: Final = "mtok:{routing}:placed"
+"""Stream: by (a worker), told: which prompts it has sent where (MessagePack: `gateway.routing.Placed`)."""
+HELD: Final = "mtok:{routing}:held"
+"""Stream: by (a worker), told: what it has in flight at the replicas (`gateway.routing.Held`)."""
 REPLICAS: Final = "mtok:replicas"
 """Set: every replica whose counters have been read."""
 TENANTS: Final = "mtok:tenants"
