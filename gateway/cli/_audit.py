@@ -14,7 +14,7 @@ import typer
 from gateway.errors import Refusal
 
 from ._store import ask_store
-from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, table
+from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, json_text, moment, table, utc
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.audit import Audit, Row, Tokens, Verdict
@@ -86,7 +86,7 @@ def _recompute(start_s: int, end_s: int, now_s: int, *, as_json: bool) -> None:
 
     found = ask_store(lambda redis: recompute(redis, start_s=start_s, end_s=end_s, now_s=now_s))
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        typer.echo(json_text(found))
     else:
         typer.echo(f"Computed again: {found.events} events, {found.buckets} sums, {found.budgets} budgets.")
         if found.budgets_unknown:
@@ -100,7 +100,7 @@ def _recompute(start_s: int, end_s: int, now_s: int, *, as_json: bool) -> None:
 
 def _json(found: Audit) -> str:
     told = {"unexplained": found.unexplained, **msgspec.to_builtins(found)}
-    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+    return json_text(told)
 
 
 _HEAD = ("START (UTC)", "REPLICA", "TOKENS", "ENGINE", "BILLED", "UNDELIVERED", "LOSS", "NOT OURS", "IN FLIGHT")
@@ -111,13 +111,13 @@ def _shown(found: Audit) -> str:
     notes: list[str] = []
     for name, verdict in found.replicas.items():
         for row in verdict.rows:
-            rows += _lines(_utc(row.start_ms), name, row)
+            rows += _lines(utc(row.start_ms), name, row)
         for span in verdict.spans:
             rows += _lines("all of it", name, span)
         notes += _notes(name, verdict)
     if not rows:
         notes.append("The engines counted nothing in this time, as far as it has been read.")
-    notes.append(f"Looked at until {_utc(found.settled_ms)} UTC; requests that began before and still run come later.")
+    notes.append(f"Looked at until {utc(found.settled_ms)} UTC; requests that began before and still run come later.")
     notes.append("NOT EXPLAINED" if found.unexplained else "Everything is explained.")
     shown = table((*_HEAD, "UNEXPLAINED"), rows, right=range(3, len(_HEAD) + 1))
     return "\n".join((shown, "", *notes))
@@ -138,7 +138,7 @@ def _numbers(tokens: Tokens) -> tuple[int, ...]:
 def _notes(name: str, verdict: Verdict) -> Iterator[str]:
     for gap in verdict.gaps:
         yield (
-            f"{name}: not known from {_utc(gap.start_ms)} to {_utc(gap.end_ms)}: the engine restarted, or was not read."
+            f"{name}: not known from {utc(gap.start_ms)} to {utc(gap.end_ms)}: the engine restarted, or was not read."
         )
     for span in verdict.spans:
         for direction, tokens in (("input", span.input), ("output", span.output)):
@@ -152,7 +152,3 @@ def _notes(name: str, verdict: Verdict) -> Iterator[str]:
             yield f"{name}: {span.requests_lost} requests were sent there and have no event."
         if span.requests_not_ours:
             yield f"{name}: at least {span.requests_not_ours} requests did not come through the gateway."
-
-
-def _utc(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ms / 1000))

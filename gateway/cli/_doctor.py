@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from gateway.policy import PolicyError, load
-
-from ._words import ENVIRONMENT, FAILED, MISUSED, fail, settings, table
+from ._words import ENVIRONMENT, FAILED, json_text, loaded, settings, table
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.doctor import Finding
@@ -50,11 +47,7 @@ def doctor(
     """
     from gateway.doctor import examine
 
-    try:
-        served = load(policies)
-    except PolicyError as error:
-        fail(f"the policies cannot be used:\n{error}", MISUSED)
-    findings = asyncio.run(examine(served, settings(), measure=probe))
+    findings = asyncio.run(examine(loaded(policies), settings(), measure=probe))
     typer.echo(_json(findings) if as_json else shown(findings, everything=everything))
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(FAILED)
@@ -97,4 +90,4 @@ def _wrapped(text: str, mark: str = "") -> list[str]:
 def _json(findings: Sequence[Finding]) -> str:
     counts = Counter(one.severity for one in findings)
     told = {"errors": counts["error"], "warnings": counts["warning"], "findings": findings}
-    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+    return json_text(told)

@@ -17,7 +17,7 @@ import typer
 
 from gateway.errors import Refusal
 
-from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment, settings
+from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, loaded, moment, settings
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.export import Exported, Format, Position, Span
@@ -95,16 +95,13 @@ def export_(  # noqa: PLR0917 - options have names on the command line
 
 def _run_focus(tenants: list[str] | None, output: Path | None, span: Span, policies: Path | None) -> int:
     from gateway.export import Ratios, export_focus, output_file, publish
-    from gateway.policy import PolicyError, PriceSpec, load
+    from gateway.policy import PriceSpec
     from gateway.store import connect
 
     def of(price: PriceSpec) -> Ratios:
         return Ratios(price.input_ratio, price.cached_ratio)
 
-    try:
-        models = load(policies).models.values() if policies is not None else ()
-    except PolicyError as error:
-        fail(f"the policies cannot be used:\n{error}", MISUSED)
+    models = () if policies is None else loaded(policies).models.values()
     ratios = {model.name: of(model.price) for model in models if model.price is not None}
     usual = of(PriceSpec(output_usd_per_mtok=Decimal(1)))
 

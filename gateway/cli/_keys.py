@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, duration_ms, fail, settings, table
+from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, duration_ms, fail, settings, table, utc
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.tenants import KeyRecord, KeyStore
@@ -66,7 +66,7 @@ def list_(
         _tell("No keys." if tenant is None else f"Tenant {tenant!r} has no keys here.")
         return
     now_ms = _now_ms()
-    rows = [(r.tenant, r.id, _utc(r.created_ms), _state(r, now_ms), r.note) for r in records]
+    rows = [(r.tenant, r.id, utc(r.created_ms), _state(r, now_ms), r.note) for r in records]
     typer.echo(table(("TENANT", "ID", "CREATED", "STATE", "NOTE"), rows))
 
 
@@ -86,7 +86,7 @@ def rotate(
     grace_ms = duration_ms(grace)
     issued = _with_keys(lambda keys: keys.rotate(public_id, grace_ms=grace_ms))
     typer.echo(issued.key)
-    old = f"works until {_utc(issued.record.created_ms + grace_ms)} UTC" if grace_ms else "works no more"
+    old = f"works until {utc(issued.record.created_ms + grace_ms)} UTC" if grace_ms else "works no more"
     _tell(f"New secret of key {public_id!r}, shown only this once. The old one {old}.")
 
 
@@ -125,14 +125,10 @@ def _with_keys(use: Callable[[KeyStore], Awaitable[_Value]]) -> _Value:
 
 def _state(record: KeyRecord, now_ms: int) -> str:
     if record.revoked_ms is not None:
-        return f"revoked {_utc(record.revoked_ms)}"
+        return f"revoked {utc(record.revoked_ms)}"
     if record.expires_ms is None:
         return "active"
-    return f"{'expires' if record.is_active(now_ms) else 'expired'} {_utc(record.expires_ms)}"
-
-
-def _utc(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ms / 1000))
+    return f"{'expires' if record.is_active(now_ms) else 'expired'} {utc(record.expires_ms)}"
 
 
 def _now_ms() -> int:

@@ -16,11 +16,11 @@ import typer
 
 from gateway.admission import period_at, usd
 from gateway.errors import Refusal
-from gateway.policy import Difference, Policies, PolicyError, differences, load
+from gateway.policy import Difference, Policies, differences
 from gateway.pricing import nanousd_of_usd
 
 from ._store import ask_store
-from ._words import MISUSED, STORE_ENVIRONMENT, duration_ms, fail, table
+from ._words import MISUSED, STORE_ENVIRONMENT, duration_ms, fail, json_text, loaded, table, utc
 
 if TYPE_CHECKING:  # the rooms import redis and the simulator's server; a help page should not
     from redis.asyncio import Redis
@@ -78,7 +78,7 @@ def diff(  # noqa: PLR0917 - options have names on the command line
 
     Example: mtok policy diff policies policies.next --replay 24h
     """
-    before, after = _loaded(old), _loaded(new)
+    before, after = loaded(old), loaded(new)
     differing = differences(before, after)
     profiles = _profiles(profile or [])
     replayed: Prepared | None = None
@@ -102,20 +102,13 @@ def diff(  # noqa: PLR0917 - options have names on the command line
                 "left_out": replayed.left_out,
                 **{name: msgspec.to_builtins(one) for name, one in zip(("old", "new"), outcomes, strict=True)},
             }
-        typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        typer.echo(json_text(told))
         return
     typer.echo(_shown(differing))
     if replayed is not None:
         typer.echo(f"\n{_told(replayed)}")
         if replayed.arrivals:
             typer.echo(f"\n{_compared(*outcomes)}")
-
-
-def _loaded(directory: Path) -> Policies:
-    try:
-        return load(directory)
-    except PolicyError as error:
-        fail(f"the policies of {directory} cannot be used:\n{error}", MISUSED)
 
 
 def _profiles(names: Sequence[str]) -> Callable[[str], Profile]:
@@ -247,7 +240,8 @@ def _told(replayed: Prepared) -> str:
     arrivals = replayed.arrivals
     if not arrivals:
         return "Nobody came in this time."
-    told = f"{len(arrivals)} requests, {_utc(arrivals[0].arrived_ms)} to {_utc(arrivals[-1].arrived_ms)} UTC."
+    first, last = (utc(one.arrived_ms, seconds=False) for one in (arrivals[0], arrivals[-1]))
+    told = f"{len(arrivals)} requests, {first} to {last} UTC."
     if replayed.imputed:
         told += f" {replayed.imputed} were refused before they were counted; their sizes are of others."
     if replayed.left_out:
@@ -288,7 +282,3 @@ def _named(tenant: str, found: Mapping[str, tuple[str, ...]]) -> list[tuple[str,
 
 def _or_nothing(value: object) -> str:
     return "-" if value is None else str(value)
-
-
-def _utc(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_ms / 1000))

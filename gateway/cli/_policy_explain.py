@@ -13,9 +13,9 @@ import msgspec
 import typer
 
 from gateway.errors import Refusal
-from gateway.policy import Policies, PolicyError, load
+from gateway.policy import Policies
 
-from ._words import FAILED, MISUSED, fail, moment, settings, table
+from ._words import FAILED, MISUSED, fail, json_text, loaded, moment, settings, table, utc
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.admission import Explanation, Left, Question, Rule
@@ -68,12 +68,9 @@ def explain(  # noqa: PLR0917 - options have names on the command line
     from gateway.admission import explain as explained
     from gateway.usage import parse_time
 
-    try:
-        loaded = load(policies)
-    except PolicyError as error:
-        fail(f"the policies cannot be used:\n{error}", MISUSED)
-    if tenant not in loaded.tenants:
-        fail(f"no tenant is named {tenant[:100]!r}; there are {', '.join(loaded.tenants) or 'none'}", MISUSED)
+    served = loaded(policies)
+    if tenant not in served.tenants:
+        fail(f"no tenant is named {tenant[:100]!r}; there are {', '.join(served.tenants) or 'none'}", MISUSED)
     at_s = parse_time("--at", moment(at, now_s=int(time.time())))
     if isinstance(at_s, Refusal):
         fail(at_s.message, MISUSED)
@@ -89,11 +86,11 @@ def explain(  # noqa: PLR0917 - options have names on the command line
         stream=stream,
     )
     url = redis_url or settings().redis_url
-    found = explained(loaded, question, _left(loaded, question, url))
+    found = explained(served, question, _left(served, question, url))
     if as_json:
         told = {"object": "policy.explanation", "at_s": at_s, "limits": "left" if url else "whole"}
         told |= msgspec.to_builtins(found)
-        typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        typer.echo(json_text(told))
     else:
         typer.echo(_shown(found, question, is_read=bool(url)))
     if not found.served:
@@ -127,7 +124,7 @@ def _left(policies: Policies, question: Question, url: str | None) -> list[Left]
 def _shown(found: Explanation, question: Question, *, is_read: bool) -> str:
     lines = [rules_table(found.rules, found.decided_by), ""]
     as_read = "as Redis has them" if is_read else "as if nobody had used them: no Redis was named"
-    lines.append(f"At {_utc(question.now_ms // 1000)}, policies {found.policy}, limits {as_read}.")
+    lines.append(f"At {utc(question.now_ms)} UTC, policies {found.policy}, limits {as_read}.")
     if found.served:
         lines.append("SERVED")
     else:
@@ -165,9 +162,5 @@ def _verdict(rule: Rule, *, is_decisive: bool) -> str:
     if rule.retry_after_ms is not None:
         parts.append(f"passes in {seconds(rule.retry_after_ms)}")
     if rule.resets_at_s is not None:
-        parts.append(f"begins anew {_utc(rule.resets_at_s)}")
+        parts.append(f"begins anew {utc(rule.resets_at_s * 1000)} UTC")
     return ", ".join(part for part in parts if part)
-
-
-def _utc(time_s: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))

@@ -7,12 +7,11 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import Annotated
 
-import msgspec
 import typer
 
 from gateway.pricing import GPUS, Quote, quote
 
-from ._words import MISUSED, fail, number
+from ._words import MISUSED, fail, json_text, number
 
 app = typer.Typer(help="Prices: what a million tokens cost on a fleet.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -71,7 +70,7 @@ def quote_(  # noqa: PLR0917 - options have names on the command line
         fail(str(error), MISUSED)
     if as_json:
         amounts = {name: _nine_places(value) for name, value in asdict(quoted).items()}
-        typer.echo(msgspec.json.format(msgspec.json.encode({"object": "price.quote", **amounts}), indent=2).decode())
+        typer.echo(json_text({"object": "price.quote", **amounts}))
     else:
         typer.echo(_shown(quoted, fleet))
 

@@ -10,7 +10,7 @@ import typer
 
 from gateway.policy import PolicyError
 
-from ._words import ENVIRONMENT, FAILED, MISUSED, fail, settings
+from ._words import ENVIRONMENT, FAILED, MISUSED, fail, fail_policies, settings
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.", metavar="ADDRESS")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
@@ -44,7 +44,7 @@ def serve(
     try:
         run(policies, host=host, port=port, workers=workers, settings=settings())
     except PolicyError as error:
-        fail(f"the policies cannot be used:\n{error}", MISUSED)
+        fail_policies(error)
     except (StartError, EmbeddedStoreFailed) as error:
         fail(str(error))
 

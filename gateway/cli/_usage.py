@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import urlencode
 
-import msgspec
 import typer
 from typer.core import TyperGroup
 
@@ -17,7 +16,7 @@ from gateway.errors import Refusal
 
 from . import _export
 from ._store import ask_store
-from ._words import MISUSED, STORE_ENVIRONMENT, fail, moment, table
+from ._words import MISUSED, STORE_ENVIRONMENT, fail, json_text, moment, table, utc
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from gateway.usage import Report, UsageQuery, UsageResult
@@ -87,7 +86,7 @@ def usage(  # noqa: PLR0917 - options have names on the command line
         fail(query.message, MISUSED)
     report = _report(tenant, query, now_s)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        typer.echo(json_text(report))
     else:
         typer.echo(_shown(report, query))
 
@@ -114,7 +113,7 @@ def _report(tenant: str, query: UsageQuery, now_s: int) -> Report:
 def _shown(report: Report, query: UsageQuery) -> str:
     groups = query.group_by
     rows = [
-        (_utc(part.start), *(_group(result, group) for group in groups), *_sums(result))
+        (utc(part.start * 1000, seconds=False), *(_group(result, group) for group in groups), *_sums(result))
         for part in report.data
         for result in part.results
     ]
@@ -134,7 +133,3 @@ def _sums(result: UsageResult) -> tuple[str, ...]:
     tokens = (result.input_tokens, result.input_cached_tokens, result.output_tokens)
     counts = (result.requests, sum(result.refused.values()), *tokens)
     return (*(str(count) for count in counts), result.cost_usd)
-
-
-def _utc(time_s: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_s))

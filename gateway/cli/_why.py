@@ -13,11 +13,11 @@ import msgspec
 import typer
 
 from gateway.errors import Refusal
-from gateway.policy import Policies, PolicyError, load
+from gateway.policy import Policies
 
 from ._policy_explain import rules_table
 from ._store import ask_store
-from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, moment
+from ._words import FAILED, MISUSED, STORE_ENVIRONMENT, fail, json_text, loaded, moment, utc
 
 if TYPE_CHECKING:  # the room imports redis; a help page should not
     from redis.asyncio import Redis
@@ -53,7 +53,7 @@ def why_(  # noqa: PLR0917 - options have names on the command line
     """
     from gateway.usage import parse_request_query, rules_met, why
 
-    loaded = None if policies is None else _loaded(policies)
+    served = None if policies is None else loaded(policies)
     now_s = int(time.time())
     span = {name: moment(text, now_s=now_s) for name, text in (("start", start), ("end", end)) if text is not None}
     query = parse_request_query(urlencode(span).encode(), now_s)
@@ -63,23 +63,16 @@ def why_(  # noqa: PLR0917 - options have names on the command line
     if isinstance(found, Refusal):
         fail(found.message, FAILED)
     told = why(found.event)
-    rules = None if loaded is None else rules_met(loaded, found.event)
+    rules = None if served is None else rules_met(served, found.event)
     if as_json:
         whole = msgspec.to_builtins(told)
         if rules is not None:
             whole["rules"] = msgspec.to_builtins(rules)
-        typer.echo(msgspec.json.format(msgspec.json.encode(whole), indent=2).decode())
+        typer.echo(json_text(whole))
         return
     typer.echo(_shown(told))
-    if loaded is not None and rules is not None:
-        typer.echo(_shown_rules(loaded, rules, told))
-
-
-def _loaded(directory: Path) -> Policies:
-    try:
-        return load(directory)
-    except PolicyError as error:
-        fail(f"the policies cannot be used:\n{error}", MISUSED)
+    if served is not None and rules is not None:
+        typer.echo(_shown_rules(served, rules, told))
 
 
 def _shown_rules(policies: Policies, rules: list[Rule], told: Why) -> str:
@@ -122,7 +115,7 @@ def _lines(told: Why) -> Iterator[tuple[str, str]]:
         named = f"max_tokens {event.asked_output_tokens}" if event.asked_output_tokens else "no max_tokens"
         prompt = event.usage.input_tokens or event.asked_input_tokens
         yield "asked", f"a prompt of {'about ' if event.asked_input_tokens else ''}{prompt} tokens, {named}"
-    yield "arrived", _utc(event.arrived_ms)
+    yield "arrived", f"{utc(event.arrived_ms)}.{event.arrived_ms % 1000:03} UTC"
     if told.admitted_after_ms is not None:
         yield "admitted", f"after {seconds(told.admitted_after_ms)}: every limit had room"
         yield "queued", f"for {seconds(told.queued_ms)}" if told.queued_ms else "not at all"
@@ -135,7 +128,3 @@ def _lines(told: Why) -> Iterator[tuple[str, str]]:
     if usage.total_tokens:
         yield "used", f"{usage.input_tokens} input ({usage.input_cached_tokens} cached), {usage.output_tokens} output"
         yield "cost", f"${usd(event.cost_nanousd)}{f' at {event.price_epoch}' if event.price_epoch else ''}"
-
-
-def _utc(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ms // 1000)) + f".{time_ms % 1000:03} UTC"

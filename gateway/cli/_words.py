@@ -1,14 +1,18 @@
-"""What the commands share: how they fail, and how they read durations, times and amounts of money."""
+"""What the commands share: how they fail, what they read and how, and how they show times, tables and JSON."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import typer
 
+from gateway.policy import Policies, PolicyError, load
 from gateway.settings import VARIABLES, Settings, SettingsError
 
 FAILED = 1
@@ -39,6 +43,19 @@ def settings() -> Settings:
         return Settings.from_environment()
     except SettingsError as error:
         fail(str(error), MISUSED)
+
+
+def loaded(directory: Path) -> Policies:
+    """The policies of a directory; documents that cannot be used end the command."""
+    try:
+        return load(directory)
+    except PolicyError as error:
+        fail_policies(error)
+
+
+def fail_policies(error: PolicyError) -> NoReturn:
+    """Says everything that is wrong with the policies, and ends the command."""
+    fail(f"the policies cannot be used:\n{error}", MISUSED)
 
 
 def duration_ms(text: str) -> int:
@@ -81,3 +98,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
         ).rstrip()
         for line in lines
     )
+
+
+def utc(time_ms: int, *, seconds: bool = True) -> str:
+    """A Unix time in milliseconds as people read it, to the second or to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M", time.gmtime(time_ms // 1000))
+
+
+def json_text(told: object) -> str:
+    """What `--json` prints: indented, for people too."""
+    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
