@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from msgspec.structs import replace
 
 from gateway.admission import Holding
-from gateway.context import ContextLimits, PromptSize, check, granted, limits_for, surely_fits
+from gateway.context import ContextLimits, PromptSize, bounded, check, granted, limits_for, surely_fits
 from gateway.policy import ModelSpec, Policies, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.wire import Endpoint, RequestView
@@ -53,11 +52,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         size = PromptSize(total=tokens, longest=tokens, exact=not is_far)
         if not is_far and (refusal := check(view, size, limits)) is not None:
             return refusal.code
-        bound = granted(view, size, limits)
-        if bound is not None and view.output_tokens is None:
-            limits = replace(limits, output_max=bound)
-        elif bound is not None:
-            view = replace(view, output_tokens=bound)
+        view, limits = bounded(view, limits, granted(view, size, limits))
         return Holding.of(view, size, limits, price=self.price, tenant=self.tenant.limits, scopes=self.scopes)
 
 
