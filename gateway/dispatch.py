@@ -23,12 +23,11 @@ from gateway.admission import (
     Gauges,
     Heard,
     Knee,
+    Lanes,
     Pool,
     Predictor,
     Turned,
     Work,
-    is_held,
-    preferred,
 )
 from gateway.errors import Refusal, Refused, RefusedBy
 from gateway.fleet import Interrupted, ModelFleet, Replica
@@ -38,8 +37,6 @@ from gateway.wire import StreamScanner, Usage
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-LONG_TOKENS_LEAST = 4096
-"""Whether a prompt is long depends on the replicas' speed; of shorter ones nobody asks."""
 LONG_PREFILL_FLAG = "--long-prefill-token-threshold 512"
 """On an H200 it brought others' ITL beside a prompt of 100,000 tokens from 359 ms to 37; that one took 12 % longer."""
 HELD_LEAST_MS = 1000
@@ -198,6 +195,7 @@ class Line:
         self._first_tokens = FirstTokens()
         self._predictor = predictor
         self._knees: dict[Replica, Knee] = {}
+        self._lanes = Lanes(self._knees, self.queue)
         self._full: set[Replica] = set()
         self._long_steps: set[Replica] = set()
         self._waiting: dict[str, Slot] = {}
@@ -439,25 +437,10 @@ class Line:
             self._ask()
         return bool(slot.candidates)
 
-    def _is_long(self, work: Work) -> bool:
-        """Whether its prompt is long at every replica."""
-        return all(knee.is_long(work) for knee in self._knees.values())
-
     def _is_held(self, work: Work) -> bool:
         """Whether its prompt is long and has to wait for others that are being read."""
-        if work.uncached_tokens < LONG_TOKENS_LEAST or not self._is_long(work):
-            return False
-        now_ms = self.now_ms()
-        reading = [tenant for knee in self._knees.values() for tenant in knee.reading_long]
-        return is_held(
-            work.tenant,
-            reading,
-            replicas=len(self._model.healthy()),
-            others=self.queue.has_others(work.tenant),
-            sequences=sum([knee.running for knee in self._knees.values()]),
-            sequences_most=sum([knee.limits.sequences for knee in self._knees.values()]),
-            rests=any(knee.rests(now_ms) for knee in self._knees.values()),
-        )
+        lanes = self._lanes
+        return lanes.is_long(work) and lanes.are_full(work, replicas=len(self._model.healthy()), now_ms=self.now_ms())
 
     def _retried(self, work: Work, turned: Turned) -> Turned:
         """Whose long prompt is held by others' comes back when those have been read; how the queue drains says nothing
@@ -469,21 +452,12 @@ class Line:
         spread = 1 + HELD_SPREAD * (crc32(work.id.encode()) % 100) / 100
         return replace(turned, retry_after_ms=int(max(HELD_LEAST_MS, after_ms) * spread))
 
-    def _beside_lanes(self, work: Work, candidates: list[Replica]) -> list[Replica]:
-        """Those of them to choose from: long prompts go where others are, and where there are none to where the fewest
-        are disturbed; all others go elsewhere while they can."""
-        now_ms = self.now_ms()
-        lanes = [self.knee(replica).is_lane(now_ms) for replica in candidates]
-        is_long = work.uncached_tokens >= LONG_TOKENS_LEAST and self._is_long(work)
-        if is_long and not any(lanes):
-            return [min(candidates, key=lambda replica: self.knee(replica).running)]
-        return [candidates[index] for index in preferred(lanes, is_long=is_long)]
-
     def _dispatch(self, slot: Slot) -> Replica:
-        replica = slot.replica = slot.choose(self._beside_lanes(slot.work, slot.candidates))
+        now_ms = slot.dispatched_ms = self.now_ms()
+        replica = slot.replica = slot.choose(self._lanes.beside(slot.candidates, slot.work, now_ms))
         self._running[slot.work.id] = slot
-        knee, slot.dispatched_ms = self.knee(replica), self.now_ms()
-        knee.dispatched(slot.work, slot.dispatched_ms)
+        knee = self.knee(replica)
+        knee.dispatched(slot.work, now_ms)
         self._tell_if_long(knee, slot.work)
         if not slot.streams:
             slot.presume_read_after(knee.prefill_ms(slot.work.id), partial(self._presume_read, knee))

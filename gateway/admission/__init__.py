@@ -14,7 +14,7 @@ from ._guards import Gauges
 from ._headers import go_duration, ratelimit_headers, soft_limit_headers
 from ._holding import HELD, SLICE_TOKENS, Holding, output_left
 from ._knee import Knee, KneeLimits
-from ._lanes import is_held, preferred
+from ._lanes import Lanes, is_held, preferred
 from ._left import Left, denial
 from ._money import usd
 from ._periods import Period, PeriodKind, period_at
@@ -49,6 +49,7 @@ __all__ = [
     "Holding",
     "Knee",
     "KneeLimits",
+    "Lanes",
     "Lease",
     "Left",
     "Note",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.admission import FairQueue, FirstTokens, Knee, Predictor, Work, is_held, preferred
+from gateway.admission import FairQueue, FirstTokens, Knee, Lanes, Predictor, Work
 from gateway.routing import PrefixIndex, choose
 
 from ._replica import Replica
@@ -20,9 +20,6 @@ _NO_PREFIXES = PrefixIndex()
 TICK_MS = 1000.0
 READ_TICKS = 10
 """A gateway reads its engines' gauges so often, and before it sends them anything."""
-
-LONG_TOKENS_LEAST = 4096
-"""Shorter prompts are long nowhere; `dispatch` has the same."""
 
 _MIXER = 0x9E3779B97F4A7C15
 """Odd, and far from any pattern in a count: multiples of it spread over all 64 bits (Knuth's golden ratio)."""
@@ -54,6 +51,7 @@ class Line:
         self._queue = FairQueue(locality_tokens=locality_tokens)
         self._queue.is_held = self._is_held
         self._knees = {replica: Knee() for replica in replicas}
+        self._lanes = Lanes(self._knees, self._queue)
         self._used: set[Replica] = set()
         self._first_tokens = FirstTokens()
         self._waiting: dict[str, Request] = {}
@@ -190,41 +188,17 @@ class Line:
             ]
         return bool(self._candidates)
 
-    def _is_long(self, work: Work) -> bool:
-        return work.uncached_tokens >= LONG_TOKENS_LEAST and all(knee.is_long(work) for knee in self._knees.values())
-
     def _is_held(self, work: Work) -> bool:
         """Whether its prompt is long and has to wait for others that are being read."""
-        if not self._is_long(work):
-            return False
-        knees = self._knees.values()
-        return is_held(
-            work.tenant,
-            [tenant for knee in knees for tenant in knee.reading_long],
-            replicas=len(self.replicas),
-            others=self._queue.has_others(work.tenant),
-            sequences=sum(knee.running for knee in knees),
-            sequences_most=sum(knee.limits.sequences for knee in knees),
-            rests=any(knee.rests(self._now_ms) for knee in knees),
-        )
-
-    def _beside_lanes(self, work: Work, now_ms: int) -> list[Replica]:
-        """Long prompts go where others are, all others elsewhere while they can."""
-        candidates = self._candidates
-        if len(candidates) == 1:
-            return candidates
-        lanes = [self._knees[replica].is_lane(now_ms) for replica in candidates]
-        is_long = self._is_long(work)
-        if is_long and not any(lanes):
-            return [min(candidates, key=lambda replica: self._knees[replica].running)]
-        return [candidates[index] for index in preferred(lanes, is_long=is_long)]
+        lanes = self._lanes
+        return lanes.is_long(work) and lanes.are_full(work, replicas=len(self.replicas), now_ms=self._now_ms)
 
     def _dispatch(self, request: Request, work: Work, now_ms: int) -> None:
-        replica = self._choose(request.number, self._beside_lanes(work, now_ms))
+        replica = self._choose(request.number, self._lanes.beside(self._candidates, work, now_ms))
         self._running[work.id] = request
         self._used.add(replica)
         self._knees[replica].dispatched(work, now_ms)
         self._place(request, replica)
 
-    def _choose(self, number: int, candidates: list[Replica]) -> Replica:
+    def _choose(self, number: int, candidates: Sequence[Replica]) -> Replica:
         return choose([number * _MIXER & 0xFFFFFFFFFFFFFFFF], _NO_PREFIXES, candidates)
