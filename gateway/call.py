@@ -195,8 +195,6 @@ class Reservation:
             self._telemetry.metrics.count_denial(self._call.tenant, decision.scope_kind, decision.dimension)
             raise Refused(refusal(decision))
         self._lease = decision.lease
-        self._held_nanousd, self._held_tokens = decision.lease.nanousd, self._holding.input_most
-        self._held_tokens += self._holding.output_held
         self._call.admitted_ms = self._clock.now_ms()
         self._ledger.watch(self._lease, self.snapshot)
         self._telemetry.metrics.running += 1
@@ -218,20 +216,24 @@ class Reservation:
     async def _reserve(self) -> Grant | Denial:
         """Asks for the most it can use. Where that is refused and a smaller hold is as safe, asks for that: once the
         prompt has been counted, and for a shorter answer where the policy wants that."""
-        decision = await self._ledger.reserve(self._tenant, self._holding.ask(self._call.id), self._scopes)
+        decision = await self._ask(self._holding)
         if not (isinstance(decision, Denial) and decision.dimension in HELD):
             return decision
         if self._holding.is_worth_counting(decision) and (size := await self._count_prompt()) is not None:
-            self._holding = self._holding.counted(size)
             self.meter.counted(size)
-            decision = await self._ledger.reserve(self._tenant, self._holding.ask(self._call.id), self._scopes)
+            decision = await self._ask(self._holding.counted(size))
         for _ in range(SHORTER_TRIES):
             shorter = self._holding.affordable(decision) if isinstance(decision, Denial) else None
             if shorter is None:
                 break
-            self._holding = shorter
-            decision = await self._ledger.reserve(self._tenant, shorter.ask(self._call.id), self._scopes)
+            decision = await self._ask(shorter)
         return self._holding.least_denied(decision) if isinstance(decision, Denial) else decision
+
+    async def _ask(self, holding: Holding) -> Grant | Denial:
+        """Asks for this one, which is what it holds where that is granted."""
+        self._holding, ask = holding, holding.ask(self._call.id)
+        self._held_nanousd, self._held_tokens = ask.nanousd, ask.most_tokens
+        return await self._ledger.reserve(self._tenant, ask, self._scopes)
 
     async def cover(self, scanner: StreamScanner) -> bool:
         """Whether what the stream has got to is held, so that it may go to the client; holds more for it if need be.
