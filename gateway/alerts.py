@@ -70,7 +70,7 @@ class Alerts:
         self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Alerts:
-        self._running = asyncio.create_task(self._run(), name="alerts")
+        self.use(self._spec)
         return self
 
     async def __aexit__(
@@ -85,6 +85,8 @@ class Alerts:
     def use(self, spec: AlertsSpec | None) -> None:
         """From now on this is where alerts go."""
         self._spec = spec
+        if spec is not None and self._running is None:  # its client takes 50 ms and more to make: none is made for none
+            self._running = asyncio.create_task(self._run(), name="alerts")
 
     def tell(self, tenant: str, notes: Iterable[Note]) -> None:
         """Queues what these notes on a request of the tenant say of thresholds, unless that was asked for lately."""
