@@ -69,7 +69,7 @@
 
 local UNIT = 60000
 local RETRY_SOON_MS = 1000 -- when a running request will end is not known here
-local TOKENS_PER_DAY = 8
+local REQUESTS, TOKENS, CONCURRENT, BUDGET, INPUT, OUTPUT, HELD, TOKENS_PER_DAY = 1, 2, 3, 4, 5, 6, 7, 8 -- dimensions
 local SOFT, AUDIT = 1, 2
 local TOLD_FROM_PERCENT = 50
 local AT, SLICE = 64, 115 -- "@", "s"
@@ -131,6 +131,7 @@ end
 
 -- A scope: its four buckets, and what else it limits. `number` is 0 for the tenant's own.
 local BUCKETS = { 'requests', 'tokens', 'input', 'output' }
+local DIMENSIONS = { requests = REQUESTS, tokens = TOKENS, input = INPUT, output = OUTPUT }
 local function scope(number, name, mode, of_requests, of_tokens, concurrent, more, stored)
   return {
     number = number, name = name, mode = mode, concurrent = concurrent,
@@ -298,7 +299,7 @@ local function load_checks(s)
   if s == tenant and budget >= 0 then
     local money = redis.call('HMGET', budget_prefix .. period, 'spent', 'reserved')
     s.checks[1] = {
-      dimension = 4, limit = budget, ends_ms = math.huge,
+      dimension = BUDGET, limit = budget, ends_ms = math.huge,
       used = (tonumber(money[1]) or 0) + (spent_by[period] or 0),
       reserved = (tonumber(money[2]) or 0) + (reserved_by[period] or 0),
     }
@@ -332,15 +333,15 @@ local function check(s, ask, refuse)
     end
   end
   if s.held_limit >= 0 and s.held + ask.most_tokens > s.held_limit then
-    refuse(s, 7, ask.most_tokens > s.held_limit and math.huge or RETRY_SOON_MS, ask.most_tokens,
+    refuse(s, HELD, ask.most_tokens > s.held_limit and math.huge or RETRY_SOON_MS, ask.most_tokens,
       math.max(0, s.held_limit - s.held))
   end
   if ask.places > 0 then
-    if s.input then refuse(s, 5, wait_ms(s.input, ask.input), ask.input, remaining(s.input)) end
-    if s.output then refuse(s, 6, wait_ms(s.output, ask.output), ask.output, remaining(s.output)) end
-    if s.tokens then refuse(s, 2, wait_ms(s.tokens, ask.tokens), ask.tokens, remaining(s.tokens)) end
-    if s.requests then refuse(s, 1, wait_ms(s.requests, 1), 1, remaining(s.requests)) end
-    if s.concurrent >= 0 and s.running >= s.concurrent then refuse(s, 3, RETRY_SOON_MS, 1, 0) end
+    if s.input then refuse(s, INPUT, wait_ms(s.input, ask.input), ask.input, remaining(s.input)) end
+    if s.output then refuse(s, OUTPUT, wait_ms(s.output, ask.output), ask.output, remaining(s.output)) end
+    if s.tokens then refuse(s, TOKENS, wait_ms(s.tokens, ask.tokens), ask.tokens, remaining(s.tokens)) end
+    if s.requests then refuse(s, REQUESTS, wait_ms(s.requests, 1), 1, remaining(s.requests)) end
+    if s.concurrent >= 0 and s.running >= s.concurrent then refuse(s, CONCURRENT, RETRY_SOON_MS, 1, 0) end
   end
 end
 
@@ -370,13 +371,30 @@ local function tell_used(s, notes)
       notes[#notes + 1], notes[#notes + 2], notes[#notes + 3] = s.number, d, math.min(percent, 1000000)
     end
   end
-  for i, name in ipairs(BUCKETS) do
+  for _, name in ipairs(BUCKETS) do
     local b = s[name]
-    if b then note(i == 1 and 1 or i == 2 and 2 or i + 2, b.capacity - b.level, b.capacity) end
+    if b then note(DIMENSIONS[name], b.capacity - b.level, b.capacity) end
   end
-  if s.concurrent >= 0 then note(3, s.running, s.concurrent) end
-  if s.held_limit >= 0 then note(7, s.held, s.held_limit) end
+  if s.concurrent >= 0 then note(CONCURRENT, s.running, s.concurrent) end
+  if s.held_limit >= 0 then note(HELD, s.held, s.held_limit) end
   for _, c in ipairs(s.checks) do note(c.dimension, c.used, c.limit) end
+end
+
+-- The lease of an ask that takes from nothing of the scopes `left_out`: it names neither them nor their windows.
+local function without(left_out, member, taken)
+  local base, windows = string.match(member, '^([^|]*|[^|]*|[^|]*|[^|]*|[^|]*)|([^|]*)|')
+  local kept_windows, names, gone = {}, {}, {}
+  for _, s in ipairs(left_out) do
+    for w = 2, #s.windows, 4 do gone[s.windows[w]] = true end
+  end
+  for window in string.gmatch(windows, '[^,]+') do
+    if not gone[window] then kept_windows[#kept_windows + 1] = window end
+  end
+  for _, s in ipairs(taken) do
+    local has_state = s.requests or s.tokens or s.input or s.output or s.concurrent >= 0 or s.held_limit >= 0
+    if has_state then names[#names + 1] = s.name end
+  end
+  return base .. '|' .. table.concat(kept_windows, ',') .. '|' .. table.concat(names, ',')
 end
 
 if #asks > 0 then
@@ -399,7 +417,7 @@ if #asks > 0 then
       end
     end
     check(tenant, ask, refuse)
-    local taken, left_out, notes = {}, '', {}
+    local taken, left_out, notes, held_as = {}, {}, {}, ''
     for _, n in ipairs(of) do
       local s = scopes[n]
       if s.mode == AUDIT then
@@ -409,7 +427,7 @@ if #asks > 0 then
         end)
         if would then
           notes[#notes + 1], notes[#notes + 2], notes[#notes + 3] = n, would, -1
-          left_out = would
+          left_out[#left_out + 1] = s
         else
           taken[#taken + 1] = s
         end
@@ -420,25 +438,9 @@ if #asks > 0 then
     end
 
     if dimension == 0 then
-      if left_out ~= '' then
-        -- What only would have refused is not taken from: the lease does not name it, nor its windows.
-        local base, windows = string.match(member, '^([^|]*|[^|]*|[^|]*|[^|]*|[^|]*)|([^|]*)|')
-        local kept_windows, names, gone = {}, {}, {}
-        for j = 1, #notes, 3 do
-          if notes[j + 2] == -1 then
-            local s = scopes[notes[j]]
-            for w = 2, #s.windows, 4 do gone[s.windows[w]] = true end
-          end
-        end
-        for window in string.gmatch(windows, '[^,]+') do
-          if not gone[window] then kept_windows[#kept_windows + 1] = window end
-        end
-        for _, s in ipairs(taken) do
-          local has_state = s.requests or s.tokens or s.input or s.output or s.concurrent >= 0 or s.held_limit >= 0
-          if has_state then names[#names + 1] = s.name end
-        end
-        member = base .. '|' .. table.concat(kept_windows, ',') .. '|' .. table.concat(names, ',')
-        left_out = member
+      if #left_out > 0 then
+        member = without(left_out, member, taken)
+        held_as = member
       end
       take(tenant, ask)
       for _, s in ipairs(taken) do take(s, ask) end
@@ -466,7 +468,7 @@ if #asks > 0 then
       remaining(of_tokens.tokens), reset_ms(of_tokens.tokens) }
     if dimension ~= 0 or #of > 0 then
       for _, value in ipairs({ asked, available, longest == math.huge and -1 or longest, used, kept, number,
-        of_requests.number, of_tokens.number, notes, dimension == 0 and left_out or '' }) do
+        of_requests.number, of_tokens.number, notes, held_as }) do
         verdict[#verdict + 1] = value
       end
     end
