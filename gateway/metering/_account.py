@@ -463,13 +463,10 @@ class TenantAccount:
             )
             return Grant(lease, standing, notes)
         refusing = limits[verdict.scope]
-        limit, period, resets_at_s = compiled.budget_nanousd, self._compiled.period.name, self._compiled.period.end_s
-        if dimension != "budget_usd":
-            window = next((window for window in refusing.windows if window.dimension == dimension), None)
-            if window is None:
-                limit = getattr(refusing, dimension)
-            else:
-                limit, period, resets_at_s = window.limit, period_of(window.name), window.end_s
+        limit, window = (compiled.budget_nanousd, None) if dimension == "budget_usd" else refusing.limit_of(dimension)
+        period, resets_at_s = self._compiled.period.name, self._compiled.period.end_s
+        if window is not None:
+            period, resets_at_s = period_of(window.name), window.end_s
         return Denial(
             dimension=dimension,
             limit=limit,
@@ -491,14 +488,14 @@ class TenantAccount:
             of, dimension = limits[number], DIMENSIONS[dimension_number]
             assert dimension is not None
             scope = self._scopes[of.name]
-            window = next((window for window in of.windows if window.dimension == dimension), None)
+            limit, window = of.limit_of(dimension)
             notes.append(
                 Note(
                     kind=scope.kind,
                     of=self.tenant if scope.kind == "tenant" else scope.of,
                     scope=scope.label,
                     dimension=dimension,
-                    limit=getattr(of, dimension) if window is None else window.limit,
+                    limit=limit,
                     percent=None if percent < 0 else percent,
                     period="" if window is None else period_of(window.name),
                     resets_at_s=0 if window is None else window.end_s,

@@ -98,6 +98,13 @@ class ScopeLimits(msgspec.Struct, frozen=True, kw_only=True):
             or self.concurrent_tokens >= 0
         )
 
+    def limit_of(self, dimension: Dimension) -> tuple[int, Window | None]:
+        """One of its limits, which may be -1, and the window that it is of, if it is a window's."""
+        for window in self.windows:
+            if window.dimension == dimension:
+                return window.limit, window
+        return getattr(self, dimension), None
+
     @property
     def has_more(self) -> bool:
         """Whether there are limits beside the first ones; if not, the script does nothing for them."""
