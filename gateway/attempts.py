@@ -12,7 +12,7 @@ from gateway.call import Call
 from gateway.clock import Clock
 from gateway.dispatch import Slot
 from gateway.errors import Refused
-from gateway.fleet import ConnectFailed, Interrupted, ModelFleet, Replica, UpstreamLost
+from gateway.fleet import ConnectFailed, Interrupted, ModelFleet, Replica, UpstreamLost, UpstreamSilent
 from gateway.meter import Meter
 from gateway.metering import FailedAttempt
 from gateway.relay import Answer, ClientWatch, open_answer
@@ -22,15 +22,20 @@ from gateway.wire import RequestView
 
 log = logging.getLogger(__name__)
 
+PATIENCE_MS = 600_000
+"""Of a client that does not say: OpenAI's SDK gives up after so long."""
+
 
 class Attempts(Struct, frozen=True, kw_only=True):
     """`body` is what the replicas get; `passed_on` holds whole header lines for them. `chain` is the prompt's prefix
-    chain; without a `slot` nothing bounds where and when it runs."""
+    chain; without a `slot` nothing bounds where and when it runs. `patience_s` is how long the client waits, in its own
+    words: seconds, or nothing."""
 
     call: Call
     view: RequestView
     body: bytes
     passed_on: bytes
+    patience_s: bytes
     model: ModelFleet
     prefixes: PrefixIndex
     chain: Sequence[int]
@@ -41,8 +46,9 @@ class Attempts(Struct, frozen=True, kw_only=True):
     clock: Clock
 
     async def open(self) -> Answer:
-        """The first replica that answers. Raises `Refused`: 503 when none could be reached, 502 when it died on all."""
-        request_id = self.call.id.encode()
+        """The first replica that answers. Raises `Refused`: 503 when none could be reached, 502 when it died on all or
+        may not be tried on another; `Interrupted`."""
+        self.model.retries.earn()
         tried: set[Replica] = set()
         lost = busy = False
 
@@ -52,36 +58,65 @@ class Attempts(Struct, frozen=True, kw_only=True):
         while targets := untried():
             if self.watch.gone:  # left before its request was sent, or while a connection to a replica was made
                 raise Interrupted
+            if (lost or busy) and not self._may_try_again():
+                break
             replica = self._choose(targets) if self.slot is None else await self._wait_for_room(self.slot, untried)
             tried.add(replica)
-            self.call.replica = replica.name
-            warm_bytes = self.prefixes.warm_bytes(self.chain, replica.name, len(self.view.prompt))
-            self.meter.place(warm_bytes, replica.context_tokens)
-            head = replica.head(self.call.endpoint.path, request_id, len(self.body), self.passed_on)
             try:
-                answer = await open_answer(replica, head, self.body, self.watch)
+                answer = await self._open_at(replica)
             except ConnectFailed as error:
                 replica.healthy = False
                 self._note_failed(replica, "connect", error)
             except UpstreamLost as error:
                 if self.watch.gone:
                     raise Interrupted from error
-                lost = True
                 self._note_failed(replica, "lost", error)
+                lost = True
+                if isinstance(error, UpstreamSilent):  # it may compute still: a second one would burn as much again
+                    break
             else:
                 if answer.status not in (429, 503):
-                    self.prefixes.note(self.chain, replica.name)
-                    if self.slot is not None and answer.is_stream:
-                        self.slot.first_token()
                     return answer
-                busy = True
                 answer.close()
                 self._note_failed(replica, "busy", None)
-                if self.slot is not None:  # it waits until one of them has room again
+                if self.slot is None:
+                    busy = True
+                else:  # it waits until one of them has room again
                     tried.discard(replica)
         if lost:
             raise Refused(refusals.UPSTREAM_LOST)
         raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
+
+    async def _open_at(self, replica: Replica) -> Answer:
+        self.call.replica = replica.name
+        warm_bytes = self.prefixes.warm_bytes(self.chain, replica.name, len(self.view.prompt))
+        self.meter.place(warm_bytes, replica.context_tokens)
+        head = replica.head(self.call.endpoint.path, self.call.id.encode(), len(self.body), self.passed_on)
+        answer = await open_answer(replica, head, self.body, self.watch)
+        if answer.is_stream:
+            try:
+                await answer.look()
+            except BaseException:
+                answer.close()
+                raise
+        if answer.status not in (429, 503):
+            self.prefixes.note(self.chain, replica.name)
+            if self.slot is not None and answer.is_stream:
+                self.slot.first_token()
+        return answer
+
+    def _may_try_again(self) -> bool:
+        """Nothing has reached the client, so that another replica may answer: as long as the client waits for it, and
+        while not too many requests are tried again."""
+        now_ms = self.clock.now_ms()
+        return now_ms < self.call.arrived_ms + self._patience_ms() and self.model.retries.spend(now_ms / 1000)
+
+    def _patience_ms(self) -> int:
+        """How long the client waits for a first byte, as OpenAI's and Anthropic's SDKs say."""
+        try:
+            return int(float(self.patience_s) * 1000)
+        except (ValueError, OverflowError):
+            return PATIENCE_MS
 
     async def _wait_for_room(self, slot: Slot, untried: Callable[[], Sequence[Replica]]) -> Replica:
         self.watch.guard(slot)

@@ -209,6 +209,7 @@ class Lifecycle:
                                 priority=terms.service.priority,
                             ),
                             passed_on=_passed_on(given),
+                            patience_s=given.get(b"x-stainless-timeout", b""),
                             model=model,
                             prefixes=terms.prefixes,
                             chain=chain,

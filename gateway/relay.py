@@ -6,6 +6,8 @@ tried. The last bytes are held back until the answer is settled: an answer that 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -14,13 +16,15 @@ import msgspec
 
 from gateway.errors import Refusal
 from gateway.fleet import Connection, Replica, UpstreamLost
-from gateway.wire import Endpoint, StreamScanner
+from gateway.wire import FIRST_EVENT_MAX_BYTES, Endpoint, StreamScanner, first_event_is_whole, in_band_error
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+FIRST_EVENT_WAIT_S = 1.0
+"""An engine writes an event at once: one that takes so long to be whole is worth no more waiting."""
 MAX_WHOLE_BYTES = 16 * 1024 * 1024
 """An answer that is not streamed is held up to this size, so that its usage is read before its end is sent."""
 
@@ -130,15 +134,17 @@ class ClientWatch:
 class Answer:
     """An engine's answer whose head and first body bytes have arrived. Close it, or its replica counts it for ever.
 
-    `headers` are the engine's headers that are the client's business.
+    `headers` are the engine's headers that are the client's business. `error` is the body of an error that the engine
+    told in the first event of a stream, and `status` then the one that it means.
     """
 
-    __slots__ = ("_connection", "first", "headers", "is_stream", "replica", "status")
+    __slots__ = ("_connection", "error", "first", "headers", "is_stream", "replica", "status")
 
     def __init__(self, replica: Replica, connection: Connection, first: bytes) -> None:
         self.replica = replica
         self.first = first
         self.status = connection.status
+        self.error: bytes | None = None
         self.is_stream = False
         self.headers: Headers = []
         for pair in connection.headers:
@@ -156,6 +162,19 @@ class Answer:
     async def read(self) -> bytes:
         """More of the body; empty at its end."""
         return await self._connection.read()
+
+    async def look(self) -> None:
+        """Waits for the whole first event of a stream, as long and as much as that is worth, and takes an error there
+        as the answer that it should have been."""
+        if not first_event_is_whole(self.first):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_EVENT_WAIT_S):
+                    while not (self.complete or len(self.first) > FIRST_EVENT_MAX_BYTES):
+                        self.first += await self._connection.read()
+                        if first_event_is_whole(self.first):
+                            break
+        if found := in_band_error(self.first):
+            self.status, self.error, self.is_stream = found.status, found.body, False
 
     async def push(self, sink: Callable[[bytes], bool]) -> None:
         """More of the body, as it comes, until its end or until `sink` is full and says so by False."""
@@ -260,6 +279,8 @@ async def pump_stream(answer: Answer, scanner: StreamScanner, outgoing: Outgoing
 
 async def read_whole(answer: Answer) -> tuple[bytes, bool]:
     """The body and True; what has arrived and False once that is longer than `MAX_WHOLE_BYTES`."""
+    if answer.error is not None:
+        return answer.error, True
     parts, size = [answer.first], len(answer.first)
     while not answer.complete and size <= MAX_WHOLE_BYTES:
         parts.append(await answer.read())

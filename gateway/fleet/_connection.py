@@ -21,6 +21,10 @@ class UpstreamLost(Exception):
     """The replica closed, reset or garbled the connection before its answer was complete."""
 
 
+class UpstreamSilent(UpstreamLost):
+    """The replica has sent nothing for too long; it may have computed all the while."""
+
+
 class Interrupted(Exception):
     """Our side gave the exchange up: the client left, or the gateway stops."""
 
@@ -170,7 +174,7 @@ class Connection(asyncio.Protocol):
 
     def expire(self, reason: str) -> None:
         """Ends an exchange that went silent, as if the replica had died."""
-        self._fail(UpstreamLost(reason))
+        self._fail(UpstreamSilent(reason))
         self.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

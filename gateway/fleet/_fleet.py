@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from gateway.policy import ModelSpec
 
 from ._replica import Replica
+from ._retries import RetryBudget
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ class _TokenCount(msgspec.Struct):
 
 @dataclass(slots=True)
 class ModelFleet:
-    """A model and the replicas that serve it."""
+    """A model and the replicas that serve it. `retries` is what this worker may try again of its requests."""
 
     spec: ModelSpec
     replicas: list[Replica]
+    retries: RetryBudget = field(default_factory=RetryBudget)
 
     @property
     def context_tokens(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from ._ending import length_end
 from ._engine_errors import engine_refusal
+from ._first_event import FIRST_EVENT_MAX_BYTES, first_event_is_whole, in_band_error
 from ._readers import read_answer
 from ._requests import Endpoint, RequestView, parse
 from ._splice import add_fields, ask_usage, set_fields
@@ -10,6 +11,7 @@ from ._texts import answer_texts
 from ._usage import NO_USAGE, Usage
 
 __all__ = [
+    "FIRST_EVENT_MAX_BYTES",
     "NO_USAGE",
     "Endpoint",
     "RequestView",
@@ -19,6 +21,8 @@ __all__ = [
     "answer_texts",
     "ask_usage",
     "engine_refusal",
+    "first_event_is_whole",
+    "in_band_error",
     "length_end",
     "parse",
     "read_answer",
