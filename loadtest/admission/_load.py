@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from ..load import Answer, percentile_ms
@@ -25,6 +26,18 @@ SERVICE: Final[Mapping[str, object]] = {"max_wait_s": 1.5, "slo": {"ttft_p99_ms"
 
 
 VAIN_S: Final = 0.25
+
+
+def service_fleet(directory: Path, tenants: Iterable[str], *, workers: Sequence[int]) -> Fleet:
+    """Gateways of so many workers before `REPLICAS` narrow replicas, for tenants of the class `SERVICE`."""
+    return Fleet(
+        directory,
+        workers=workers,
+        replicas=REPLICAS,
+        profile="narrow",
+        tenants={name: {"class": "service"} for name in tenants},
+        classes={"service": SERVICE},
+    )
 
 
 def arrivals(

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ._fleet import Fleet
-from ._load import CAPACITY_RPS, REPLICAS, SERVICE, TTFT_MS, arrivals, between, itl_ms, jain, max_min, ttft_ms
+from ._load import CAPACITY_RPS, TTFT_MS, arrivals, between, itl_ms, jain, max_min, service_fleet, ttft_ms
 from .clients import Story, play_apart
 
 NINE: Final = tuple(f"t{number}" for number in range(1, 10))
@@ -109,14 +108,7 @@ class Verdict:
 async def run(options: Options, directory: Path) -> Verdict:
     """Runs it in `directory`. Raises `DidNotStart`."""
     nine = dict.fromkeys(NINE, PART_OF_SHARE * SHARE_RPS)
-    async with Fleet(
-        directory,
-        workers=options.workers,
-        replicas=REPLICAS,
-        profile="narrow",
-        tenants={name: {"class": "service"} for name in (*NINE, TENTH)},
-        classes={"service": SERVICE},
-    ) as fleet:
+    async with service_fleet(directory, (*NINE, TENTH), workers=options.workers) as fleet:
         alone_s = SETTLES_S + CHANGES_S
         flooded_s = alone_s + options.part_s + CHANGES_S
         ends_s = flooded_s + options.part_s

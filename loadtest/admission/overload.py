@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ._fleet import Fleet
 from ._load import (
     CAPACITY_RPS,
-    REPLICAS,
-    SERVICE,
     TTFT_MS,
     arrivals,
     between,
     good_tokens,
     itl_ms,
     refused_ms,
+    service_fleet,
     ttft_ms,
     waited_in_vain,
 )
@@ -104,14 +102,7 @@ class Verdict:
 
 async def run(options: Options, directory: Path) -> Verdict:
     """One step after the other, on a fleet that has settled. Raises `DidNotStart`."""
-    async with Fleet(
-        directory,
-        workers=options.workers,
-        replicas=REPLICAS,
-        profile="narrow",
-        tenants={name: {"class": "service"} for name in TENANTS},
-        classes={"service": SERVICE},
-    ) as fleet:
+    async with service_fleet(directory, TENANTS, workers=options.workers) as fleet:
         visits = arrivals(fleet, _rates(2.0), from_s=0.0, to_s=SETTLES_S, seed=options.seed)
         for number, times in enumerate(options.steps):
             from_s = SETTLES_S + number * options.step_s

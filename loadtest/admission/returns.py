@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ._fleet import Fleet
-from ._load import CAPACITY_RPS, REPLICAS, SERVICE, arrivals
+from ._load import CAPACITY_RPS, arrivals, service_fleet
 from .clients import play_apart
 
 BURST: Final = "burst"
@@ -87,14 +86,7 @@ class Verdict:
 
 async def run(options: Options, directory: Path) -> Verdict:
     """Runs it in `directory`. Raises `DidNotStart`."""
-    async with Fleet(
-        directory,
-        workers=options.workers,
-        replicas=REPLICAS,
-        profile="narrow",
-        tenants={name: {"class": "service"} for name in (BURST, STEADY)},
-        classes={"service": SERVICE},
-    ) as fleet:
+    async with service_fleet(directory, (BURST, STEADY), workers=options.workers) as fleet:
         began_s = SETTLES_S + QUIET_S
         ended_s = began_s + options.burst_s
         rate = CAPACITY_RPS * options.steady
