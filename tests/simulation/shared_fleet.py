@@ -9,18 +9,17 @@ from functools import partial
 from msgspec.structs import replace
 
 from gateway.admission import FirstTokens, Heard, Knee, Pool, Work
-from gateway.admission import Gauges as EngineGauges
 from gateway.simulator import Profile
 from tests.simulation.virtual_fleet import (
     ITL_SLO_S,
-    PREDICTED_TOKENS,
     READ_EVERY_S,
     READ_LATE_S,
     TTFT_SLO_S,
     WAIT_S,
+    MeasuredReplica,
 )
 from tests.simulation.virtual_pool import Store
-from tests.simulation.virtual_replica import Stream, VirtualReplica
+from tests.simulation.virtual_replica import Stream, lengths
 
 EXCHANGE_S = 0.5
 ASK_S = 0.1
@@ -52,14 +51,13 @@ class Gate:
             self.pool.admit(self.knee)
 
 
-class SharedFleet(VirtualReplica):
+class SharedFleet(MeasuredReplica):
     """`shares` False: the workers know nothing of each other."""
 
     def __init__(self, profile: Profile, workers: int, *, shares: bool = True) -> None:
         super().__init__(profile)
         kv_tokens = (profile.kv_blocks - 1) * profile.block_size
         self.gates = [Gate(number, kv_tokens, shares=shares) for number in range(workers)]
-        self.ended: list[tuple[float, float, float]] = []
         self.most: list[int] = []
         """At each second, how many ran."""
         self._store = Store() if shares else None
@@ -69,10 +67,9 @@ class SharedFleet(VirtualReplica):
     def load(self, rate: float, prompt: float, answer: float, until: float, seed: int) -> None:
         """As `VirtualFleet.load`, each request at any of the workers."""
         source, now = random.Random(seed), 0.0
-        sigma = 0.8326
         while (now := now + source.expovariate(rate)) < until:
-            lengths = [max(1, int(mean * source.lognormvariate(-(sigma**2) / 2, sigma))) for mean in (prompt, answer)]
-            self.at(now, partial(self._offer, gate=source.choice(self.gates), prompt=lengths[0], answer=lengths[1]))
+            tokens = lengths(source, prompt, answer)
+            self.at(now, partial(self._offer, gate=source.choice(self.gates), prompt=tokens[0], answer=tokens[1]))
         for number, gate in enumerate(self.gates):
             for half_second in range(int(until / EXCHANGE_S) + 1):
                 if self._store is not None:
@@ -82,34 +79,12 @@ class SharedFleet(VirtualReplica):
         for second in range(1, int(until) + 1):
             self.at(float(second), lambda _: self.most.append(self.core.running + self.core.waiting))
 
-    def good_per_s(self, since: float, until: float) -> float:
-        """Answers within both SLOs, of those that arrived in [since, until)."""
-        fine = [one for one in self.ended if since <= one[0] < until and one[1] <= TTFT_SLO_S and one[2] <= ITL_SLO_S]
-        return len(fine) / (until - since)
-
-    def ttft_p99_s(self, since: float, until: float) -> float:
-        """Of those admitted, their wait included."""
-        seen = sorted(one[1] for one in self.ended if since <= one[0] < until)
-        return seen[int(0.99 * len(seen))] if seen else 0.0
-
     def read_per_s(self, since: float, until: float) -> float:
         """Prompt tokens of those sent in [since, until)."""
         return sum(one.prompt.tokens for one in self.streams if since <= one.sent_s < until) / (until - since)
 
     def _offer(self, now: float, gate: Gate, prompt: int, answer: int) -> None:
-        now_ms = int(now * 1000)
-        work = Work(
-            id=f"{now}",
-            tenant="a",
-            band=0,
-            weight=1.0,
-            input_tokens=prompt,
-            cached_tokens=0,
-            output_tokens=PREDICTED_TOKENS,
-            retry=False,
-            arrived_ms=now_ms,
-            deadline_ms=now_ms + int(WAIT_S * 1000),
-        )
+        work = self.work(f"{now}", prompt, now, WAIT_S)
         own_ms = gate.knee.alone_ms(work)
         deadline_ms = gate.first_tokens.dispatch_by_ms(work, int(TTFT_SLO_S * 1000), own_ms)
         gate.queue.append((now, replace(work, deadline_ms=deadline_ms), answer))
@@ -143,8 +118,7 @@ class SharedFleet(VirtualReplica):
 
     def _end(self, stream: Stream, now: float) -> None:
         arrived, work, gate = self._live.pop(stream.id)
-        itl = stream.mean_itl_s if len(stream.token_s) > 1 else 0.0
-        self.ended.append((arrived, stream.token_s[0] - arrived, itl))
+        self.note(stream, arrived)
         gate.queue.running -= 1
         gate.knee.tokens(work.id, len(stream.token_s), int(now * 1000))
         gate.knee.ended(work.id, int(now * 1000))
@@ -159,15 +133,7 @@ class SharedFleet(VirtualReplica):
 
     def _tick(self, now: float, gate: Gate) -> None:
         if int(now) % READ_EVERY_S == 0:
-            core = self.core
-            gauges = EngineGauges(
-                read_ms=int(now * 1000),
-                sequences=core.running + core.waiting,
-                waiting=core.waiting,
-                kv_usage=core.kv_usage,
-                kv_tokens=(self.profile.kv_blocks - 1) * self.profile.block_size,
-                preemptions=core.counters.preemptions,
-            )
+            gauges = self.gauges(now)
             self.at(now + READ_LATE_S, lambda later: gate.knee.observe(gauges, int(later * 1000)))
         for stream_id, (_, work, of) in self._live.items():
             if of is gate:

@@ -28,7 +28,7 @@ from gateway.simulator import PROFILES, Profile, Step
 from gateway.wire import StreamScanner, Usage
 from tests.simulation.fair_world import jain
 from tests.simulation.virtual_loop import VirtualLoop, run
-from tests.simulation.virtual_replica import Stream, VirtualReplica, percentile
+from tests.simulation.virtual_replica import Stream, VirtualReplica, lengths, percentile
 
 H200 = PROFILES["h200-llama-8b"].override(long_prefill_token_threshold=1024)
 """As it was for the runs with Poisson arrivals."""
@@ -40,8 +40,6 @@ TTFT_SLO_S, ITL_SLO_S = 0.6, 0.08
 MAX_WAIT_S = 0.4
 PROMPT, ANSWER = 800, 200
 GRACE_S = 20.0
-SIGMA = 0.8326
-"""Of lengths with a coefficient of variation of 1."""
 
 
 class Engine(VirtualReplica):
@@ -445,12 +443,6 @@ def max_min(asked: Mapping[str, float], total: float) -> dict[str, float]:
         given[name] = min(wanted, left / (len(asked) - number))
         left -= given[name]
     return given
-
-
-def lengths(source: random.Random, prompt: float = PROMPT, answer: float = ANSWER) -> tuple[int, int]:
-    """Of a prompt and its answer: lognormal with these means."""
-    drawn = [max(1, int(mean * source.lognormvariate(-(SIGMA**2) / 2, SIGMA))) for mean in (prompt, answer)]
-    return drawn[0], drawn[1]
 
 
 def poisson(

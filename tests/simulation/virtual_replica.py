@@ -4,6 +4,7 @@ waiting."""
 from __future__ import annotations
 
 import heapq
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -144,6 +145,16 @@ class VirtualReplica:
     def tokens_between(self, since: float, until: float) -> int:
         """Tokens that came out in [since, until)."""
         return sum(since <= when < until for stream in self.streams for when in stream.token_s)
+
+
+SIGMA = 0.8326
+"""Of lengths with a coefficient of variation of 1."""
+
+
+def lengths(source: random.Random, prompt: float, answer: float) -> tuple[int, int]:
+    """Of a prompt and its answer: lognormal with these means."""
+    drawn = [max(1, int(mean * source.lognormvariate(-(SIGMA**2) / 2, SIGMA))) for mean in (prompt, answer)]
+    return drawn[0], drawn[1]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
