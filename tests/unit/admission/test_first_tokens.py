@@ -7,21 +7,11 @@ import random
 import pytest
 
 from gateway.admission import FirstTokens, Work
+from tests.unit.admission import works
 
 
 def work(*, deadline_ms: int = 12_000, input_tokens: int = 800) -> Work:
-    return Work(
-        id="w",
-        tenant="acme",
-        band=0,
-        weight=1.0,
-        input_tokens=input_tokens,
-        cached_tokens=0,
-        output_tokens=100,
-        retry=False,
-        arrived_ms=10_000,
-        deadline_ms=deadline_ms,
-    )
+    return works.work(input_tokens=input_tokens, arrived_ms=10_000, deadline_ms=deadline_ms)
 
 
 def test_the_wait_is_what_the_engine_and_the_prompt_leave_of_the_target() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.admission import Gauges, Knee, Work
+from tests.unit.admission import works
 
 
 def gauges(
@@ -31,18 +32,7 @@ class Busy:
             self.knee.first_token(f"w{i}", 1)
 
     def work(self, name: str, input_tokens: int) -> Work:
-        return Work(
-            id=name,
-            tenant="acme",
-            band=0,
-            weight=1.0,
-            input_tokens=input_tokens,
-            cached_tokens=0,
-            output_tokens=1000,
-            retry=False,
-            arrived_ms=0,
-            deadline_ms=1000,
-        )
+        return works.work(name, input_tokens=input_tokens, output_tokens=1000)
 
     def pass_s(self, seconds: int, read: Gauges | None = None) -> int:
         """So much later: N. `read` is what was read last, looked at each second, as a worker does."""

@@ -4,24 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.admission import Knee, Work
-
-
-def work(
-    name: str, *, tenant: str = "acme", input_tokens: int = 100, cached_tokens: int = 0, output_tokens: int = 100
-) -> Work:
-    return Work(
-        id=name,
-        tenant=tenant,
-        band=0,
-        weight=1.0,
-        input_tokens=input_tokens,
-        cached_tokens=cached_tokens,
-        output_tokens=output_tokens,
-        retry=False,
-        arrived_ms=0,
-        deadline_ms=1000,
-    )
+from gateway.admission import Knee
+from tests.unit.admission.works import work
 
 
 def fill(knee: Knee, count: int, now_ms: int = 0) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.admission import FairQueue, Knee, Work, is_held, preferred
-from tests.unit.admission.test_knee import work
+from gateway.admission import FairQueue, Knee, is_held, preferred
+from tests.unit.admission.works import work
 
 
 def held(tenant: str, reading: list[str], *, replicas: int = 4, others: bool = True, sequences: int = 10) -> bool:
@@ -170,32 +170,17 @@ def test_at_the_only_replica_long_prompts_have_half_of_the_time() -> None:
     assert (alone, beside, elsewhere) == (False, True, False)
 
 
-def of(tenant: str, name: str, tokens: int = 100) -> Work:
-    return Work(
-        id=name,
-        tenant=tenant,
-        band=0,
-        weight=1.0,
-        input_tokens=tokens,
-        cached_tokens=0,
-        output_tokens=100,
-        retry=False,
-        arrived_ms=0,
-        deadline_ms=60_000,
-    )
-
-
 def test_a_held_prompt_keeps_nobody_waiting_however_much_goes_before_it() -> None:
     """Others are given ten times what it costs, and it goes when it is held no longer."""
     queue = FairQueue()
     held = True
     queue.is_held = lambda one: held and one.tenant == "long"
     assert queue.has_others("chat") is False
-    queue.offer(of("long", "long", 50_000), 0)
+    queue.offer(work("long", "long", input_tokens=50_000), 0)
     assert queue.has_others("chat")
     assert not queue.has_others("long")
     for number in range(1000):
-        queue.offer(of("chat", f"chat{number}", 500), number)
+        queue.offer(work(f"chat{number}", "chat", input_tokens=500), number)
         served = queue.next(lambda one, below: True, number)
         assert served is not None
         assert served.tenant == "chat"

@@ -7,6 +7,7 @@ import pytest
 from gateway.admission import FairQueue, Heard, Knee, Pool, Work
 from gateway.admission._knee import FIRST_SEQUENCES
 from tests.simulation.virtual_pool import Store
+from tests.unit.admission import works
 
 
 class Worker:
@@ -36,18 +37,7 @@ class Worker:
 
 
 def work(name: str, tokens: int = 100, tenant: str = "t") -> Work:
-    return Work(
-        id=name,
-        tenant=tenant,
-        band=0,
-        weight=1.0,
-        input_tokens=tokens,
-        cached_tokens=0,
-        output_tokens=100,
-        retry=False,
-        arrived_ms=0,
-        deadline_ms=10**9,
-    )
+    return works.work(name, tenant, input_tokens=tokens)
 
 
 @pytest.fixture

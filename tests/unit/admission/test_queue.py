@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from gateway.admission import Cost, FairQueue, Turned, Work
+from tests.unit.admission import works
 
 FLAT = Cost(input=1.0, cached=0.1, output=0.0)
 """A work costs its prompt."""
@@ -19,30 +21,9 @@ def work(
     tokens: int = 100,
     cached: int = 0,
     output: int = 0,
-    band: int = 0,
-    weight: float = 1.0,
-    retry: bool = False,
-    arrived_ms: int = 0,
-    deadline_ms: int = 1_000_000,
-    prefix: int = 0,
-    max_share: float = 1.0,
-    shortest_first: bool = False,
+    **asked: Any,
 ) -> Work:
-    return Work(
-        id=name,
-        tenant=tenant,
-        band=band,
-        weight=weight,
-        input_tokens=tokens,
-        cached_tokens=cached,
-        output_tokens=output,
-        retry=retry,
-        arrived_ms=arrived_ms,
-        deadline_ms=deadline_ms,
-        prefix=prefix,
-        max_share=max_share,
-        shortest_first=shortest_first,
-    )
+    return works.work(name, tenant, input_tokens=tokens, cached_tokens=cached, output_tokens=output, **asked)
 
 
 def always(_work: Work, _below: bool) -> bool:
