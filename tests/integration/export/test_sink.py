@@ -20,9 +20,10 @@ from gateway.metering import Ledger, UsageEvent
 from gateway.policy import SinkFormat, SinkSpec
 from gateway.store import SINK_PARKED, TenantKeys
 from gateway.telemetry import Metrics
-from tests.integration.export.sinks import HANG, HANG_UP, Event, FakeSink, listening
+from tests.integration.export.sinks import Event, FakeSink, listening
 from tests.integration.gateway.engine import Engine, running
 from tests.integration.gateway.serving import policies, serve
+from tests.integration.posts import HANG, HANG_UP
 from tests.integration.store.ledgers import event
 
 QUICK = SinkSettings(

@@ -22,7 +22,8 @@ from gateway.telemetry import Metrics
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import Engine, recording
 from tests.integration.gateway.serving import PRICE, MovedClock, Served, StoppedClock, eventually, policies, serve
-from tests.integration.gateway.webhook import HANG, Webhook, listening
+from tests.integration.gateway.webhook import Webhook, listening
+from tests.integration.posts import HANG
 
 RPM = {"requests_per_minute": {"limit": 4, "mode": "soft"}}
 DAY = {"usd_per_day": {"limit": 0.04, "mode": "soft"}}

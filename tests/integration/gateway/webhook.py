@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-HANG = -1
+from tests.integration.posts import posts_to
 
 
 @dataclass
@@ -27,30 +25,15 @@ class Webhook:
         """Dimension and threshold of each."""
         return [(post["dimension"], post["threshold"]) for post in self.posts]
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                lines = head.decode().split("\r\n")[1:-2]
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-                self.posts.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
-                self.headers.append(headers)
-                status = self.faults.pop(0) if self.faults else 204
-                if status == HANG:
-                    await asyncio.sleep(60)
-                writer.write(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % status)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+    def answer(self, headers: dict[str, str], post: dict[str, Any]) -> tuple[int, bytes]:
+        self.posts.append(post)
+        self.headers.append(headers)
+        return (self.faults.pop(0) if self.faults else 204), b""
 
 
 @asynccontextmanager
 async def listening(webhook: Webhook) -> AsyncIterator[Webhook]:
     """The webhook on an ephemeral port; `webhook.url` is its address."""
-    server = await asyncio.start_server(webhook.serve, "127.0.0.1", 0)
-    webhook.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook?x=1"
-    try:
+    async with posts_to(webhook.answer) as address:
+        webhook.url = f"{address}/hook?x=1"
         yield webhook
-    finally:
-        server.close()
