@@ -25,6 +25,7 @@ from gateway.export import Sink
 from gateway.fleet import Fleet, Scraper
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger, LedgerSettings
+from gateway.placement import Caches
 from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
 from gateway.reload import Reloader
@@ -40,6 +41,8 @@ from gateway.wire import Endpoint
 log = logging.getLogger(__name__)
 
 METRICS_FLUSH_S = 1.0
+CACHES_S = 1.0
+"""How often the routers are told what was read of the engines' caches."""
 DAY_S = 86_400
 
 
@@ -188,6 +191,8 @@ class Gateway:
                 Route("/metrics", Page(pages.metrics)),
                 Route("/admin/state", Page(administration.state)),
             ]
+            reading = asyncio.create_task(_read_caches(lifecycle), name="caches")
+            stack.callback(reading.cancel)
             flushing = asyncio.create_task(_flush(metrics), name="metrics")
             stack.callback(flushing.cancel)
             if policies.ledger.sink is not None:
@@ -253,6 +258,13 @@ def _show(metrics: Metrics, audit: Audit | None) -> None:
                 metrics.reconciled.labels(name, direction, kind).set(tokens)
         metrics.reconciled_requests.labels(name, "not_ours").set(sum(row.requests_not_ours for row in verdict.spans))
         metrics.reconciled_requests.labels(name, "lost").set(sum(row.requests_lost for row in verdict.spans))
+
+
+async def _read_caches(lifecycle: Lifecycle) -> None:
+    caches = Caches()
+    while True:
+        caches.look(lifecycle.fleet.models.values(), lifecycle.routers)
+        await asyncio.sleep(CACHES_S)
 
 
 async def _flush(metrics: Metrics) -> None:

@@ -15,8 +15,8 @@ from gateway.errors import Refused
 from gateway.fleet import ConnectFailed, Interrupted, ModelFleet, Replica, UpstreamLost, UpstreamSilent
 from gateway.meter import Meter
 from gateway.metering import FailedAttempt
+from gateway.placement import Placement
 from gateway.relay import Answer, ClientWatch, open_answer
-from gateway.routing import PrefixIndex, choose
 from gateway.telemetry import Telemetry
 from gateway.wire import RequestView
 
@@ -27,9 +27,8 @@ PATIENCE_MS = 600_000
 
 
 class Attempts(Struct, frozen=True, kw_only=True):
-    """`body` is what the replicas get; `passed_on` holds whole header lines for them. `chain` is the prompt's prefix
-    chain; without a `slot` nothing bounds where and when it runs. `patience_s` is how long the client waits, in its own
-    words: seconds, or nothing."""
+    """`body` is what the replicas get; `passed_on` holds whole header lines for them. Without a `slot` nothing bounds
+    where and when it runs. `patience_s` is how long the client waits, in its own words: seconds, or nothing."""
 
     call: Call
     view: RequestView
@@ -37,8 +36,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
     passed_on: bytes
     patience_s: bytes
     model: ModelFleet
-    prefixes: PrefixIndex
-    chain: Sequence[int]
+    placement: Placement
     slot: Slot | None
     meter: Meter
     watch: ClientWatch
@@ -60,7 +58,8 @@ class Attempts(Struct, frozen=True, kw_only=True):
                 raise Interrupted
             if (lost or busy) and not self._may_try_again():
                 break
-            replica = self._choose(targets) if self.slot is None else await self._wait_for_room(self.slot, untried)
+            slot, place = self.slot, self.placement
+            replica = place.choose(targets) if slot is None else await self._wait_for_room(slot, untried)
             tried.add(replica)
             try:
                 answer = await self._open_at(replica)
@@ -89,8 +88,8 @@ class Attempts(Struct, frozen=True, kw_only=True):
 
     async def _open_at(self, replica: Replica) -> Answer:
         self.call.replica = replica.name
-        warm_bytes = self.prefixes.warm_bytes(self.chain, replica.name, len(self.view.prompt))
-        self.meter.place(warm_bytes, replica.context_tokens)
+        cached_bytes, text_bytes = self.placement.cached_share
+        self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
         head = replica.head(self.call.endpoint.path, self.call.id.encode(), len(self.body), self.passed_on)
         answer = await open_answer(replica, head, self.body, self.watch)
         if answer.is_stream:
@@ -99,9 +98,9 @@ class Attempts(Struct, frozen=True, kw_only=True):
             except BaseException:
                 answer.close()
                 raise
-        if answer.status not in (429, 503):
-            self.prefixes.note(self.chain, replica.name)
-            if self.slot is not None and answer.is_stream:
+        if answer.status not in (429, 503) and answer.is_stream:
+            self.placement.first_token()
+            if self.slot is not None:
                 self.slot.first_token()
         return answer
 
@@ -122,17 +121,15 @@ class Attempts(Struct, frozen=True, kw_only=True):
         self.watch.guard(slot)
         since_ms = self.clock.now_ms()
         try:
-            return await slot.place(untried, self._choose)
+            return await slot.place(untried, self.placement.choose)
         finally:
             self.call.queued_ms += self.clock.now_ms() - since_ms
-
-    def _choose(self, targets: Sequence[Replica]) -> Replica:
-        return choose(self.chain, self.prefixes, targets)
 
     def _note_failed(self, replica: Replica, reason: str, error: Exception | None) -> None:
         """What an attempt burnt that died after it was sent is the platform's loss."""
         input_tokens, output_tokens = self.meter.attempt_most() if reason == "lost" else (0, 0)
         self.meter.withdraw()
+        self.placement.ended()
         if self.slot is not None:
             self.slot.left(full=reason == "busy")
         self.call.failed_attempts += (

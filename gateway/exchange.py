@@ -67,6 +67,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         try:
             await self._run()
         finally:
+            self.attempts.placement.ended()
             if self.slot is not None:
                 self.slot.ended(None)
 
@@ -97,6 +98,10 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
     async def _settle(self, outcome: Outcome) -> None:
         """The engine has ended, so its slot is free before the client has read what is left."""
+        placement = self.attempts.placement
+        placement.ended()
+        if outcome.status == "ok" and not outcome.metered.estimated:
+            placement.answered(outcome.metered.usage)
         if self.slot is not None:
             self.slot.ended(outcome.metered.usage)
         await self.reservation.settle(outcome)

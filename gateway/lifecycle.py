@@ -21,7 +21,7 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from msgspec import Struct
@@ -50,11 +50,12 @@ from gateway.exchange import Exchange
 from gateway.fleet import Fleet, ModelFleet
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
+from gateway.placement import Placement
 from gateway.policy import ClassSpec, Policies, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
-from gateway.routing import PrefixIndex, prefix_chain
+from gateway.routing import Loads, Query, Router, prefix_chain
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable, key_of_headers
@@ -85,7 +86,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     scopes: Scopes
     limits: ContextLimits
     price: Price | None
-    prefixes: PrefixIndex
+    router: Router
 
 
 class Lifecycle:
@@ -117,7 +118,9 @@ class Lifecycle:
         self.draining = False
         self._counting = 0
         self._running: set[ClientWatch] = set()
-        self._prefixes: dict[str, PrefixIndex] = {}
+        self.routers: dict[str, Router] = {}
+        """By the model's name."""
+        self._loads = Loads()
         self._labels = Labels(policies.ledger)
         self.policies = policies
         self.apply(policies)
@@ -130,7 +133,7 @@ class Lifecycle:
         self.policies = policies
         self.prices: Mapping[str, Price] = policies.prices
         self._terms: dict[tuple[str, str, str], Terms] = {}
-        self._prefixes = {name: self._prefixes.get(name) or PrefixIndex() for name in policies.models}
+        self.routers = {name: self.routers.get(name) or Router(self._loads) for name in policies.models}
 
     @property
     def idle(self) -> bool:
@@ -182,7 +185,11 @@ class Lifecycle:
             async with self._reserve(
                 call, tenant, terms, view=view, body=body, model=model, limits=limits, size=size
             ) as reservation:
-                chain = prefix_chain(view.prompt)
+                query = Query(
+                    chain=prefix_chain(view.prompt),
+                    prompt_tokens=size.total if endpoint.computes else 0,
+                    streams=view.stream,
+                )
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
                     slot = self._slot(
                         call,
@@ -191,7 +198,7 @@ class Lifecycle:
                         view=view,
                         model=model,
                         size=size,
-                        chain=chain,
+                        query=query,
                         is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
                     )
                     exchange = Exchange(
@@ -211,8 +218,7 @@ class Lifecycle:
                             passed_on=_passed_on(given),
                             patience_s=given.get(b"x-stainless-timeout", b""),
                             model=model,
-                            prefixes=terms.prefixes,
-                            chain=chain,
+                            placement=Placement(terms.router, query, self.clock.now_ms),
                             slot=slot,
                             meter=reservation.meter,
                             watch=watch,
@@ -275,7 +281,7 @@ class Lifecycle:
                 scopes=self.policies.scopes_of(tenant, key, model.spec.name),
                 limits=limits_for(tenant, key, service=service, model=model.spec, context_tokens=context_tokens),
                 price=self.prices.get(model.spec.name),
-                prefixes=self._prefixes[model.spec.name],
+                router=self.routers[model.spec.name],
             )
         return terms
 
@@ -351,16 +357,14 @@ class Lifecycle:
         view: RequestView,
         model: ModelFleet,
         size: PromptSize,
-        chain: Sequence[int],
+        query: Query,
         is_retry: bool,
     ) -> Slot | None:
         """What it asks of a replica, as predicted, and its place in its model's line; None: nothing bounds it there."""
-        service, prefixes = terms.service, terms.prefixes
+        service = terms.service
         if not (service.slo.bounds and view.endpoint.computes):
             return None
         output_tokens = 0
-        owner = prefixes.owner(chain)
-        warm_bytes = 0 if owner is None else prefixes.warm_bytes(chain, owner, len(view.prompt))
         if view.endpoint.generates:
             output_tokens = view.answers * self.dispatcher.predictor.output_tokens(
                 tenant.name, model.spec.name, view.output_tokens
@@ -371,12 +375,12 @@ class Lifecycle:
             band=service.priority,
             weight=float(service.weight),
             input_tokens=size.total,
-            cached_tokens=size.total * warm_bytes // max(1, len(view.prompt)),
+            cached_tokens=terms.router.cached_most(query),
             output_tokens=output_tokens,
             retry=is_retry,
             arrived_ms=call.arrived_ms,
             deadline_ms=call.arrived_ms + int(service.max_wait_s * 1000),
-            prefix=chain[0] if chain else 0,
+            prefix=query.chain.blocks[0],
             max_share=float(service.max_share),
             shortest_first=service.order == "shortest",
         )

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from gateway.admission import FairQueue, FirstTokens, Knee, Lanes, Predictor, Work
-from gateway.routing import PrefixIndex, choose
+from gateway.routing import least_loaded
 
 from ._replica import Replica
 
 if TYPE_CHECKING:
     from ._replay import Request
 
-_NO_PREFIXES = PrefixIndex()
 TICK_MS = 1000.0
 READ_TICKS = 10
 """A gateway reads its engines' gauges so often, and before it sends them anything."""
@@ -201,4 +200,4 @@ class Line:
         self._place(request, replica)
 
     def _choose(self, number: int, candidates: Sequence[Replica]) -> Replica:
-        return choose([number * _MIXER & 0xFFFFFFFFFFFFFFFF], _NO_PREFIXES, candidates)
+        return least_loaded(number * _MIXER & 0xFFFFFFFFFFFFFFFF, candidates)

@@ -1,6 +1,8 @@
 """Where should it run? Prefix chain, prefix index, placement, what gateways tell each other. Pure: no sockets."""
 
 from ._elsewhere import Beside, Elsewhere
+from ._index import PrefixIndex
+from ._load import Load, Loads
 from ._news import (
     Held,
     LoadNews,
@@ -12,19 +14,29 @@ from ._news import (
     read_held,
     read_placed,
 )
-from ._placement import PrefixIndex, choose
-from ._prefix import prefix_chain
+from ._prefix import Chain, prefix_chain
+from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target, least_loaded
 
 __all__ = [
     "Beside",
+    "Booking",
+    "Chain",
     "Elsewhere",
+    "Expected",
     "Held",
+    "Load",
     "LoadNews",
+    "Loads",
     "Place",
     "Placed",
     "PlacementNews",
+    "Prefix",
     "PrefixIndex",
-    "choose",
+    "Query",
+    "Router",
+    "Strategy",
+    "Target",
+    "least_loaded",
     "pack_held",
     "pack_placed",
     "prefix_chain",

@@ -7,21 +7,30 @@ and not tokens: the gateway has them without a tokenizer, and what is equal in b
 from __future__ import annotations
 
 import xxhash
+from msgspec import Struct
 
 BLOCK_BYTES = 256
 """About 64 tokens: four of vLLM's default cache blocks of 16."""
-MAX_BLOCKS = 128
-"""32 KiB of prompt decide where a request goes; hashing them costs 25 µs, and prompts that long alike stay alike."""
 
 _hash = xxhash.xxh3_64_intdigest
 
 
-def prefix_chain(prompt: bytes) -> list[int]:
-    """Hashes of the whole leading blocks of `prompt`, shortest prefix first; a shorter prompt is one block."""
-    count = min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS)
-    if not count:
-        return [_hash(prompt)]
-    last = 0
-    return [
-        last := _hash(prompt[start : start + BLOCK_BYTES], last) for start in range(0, count * BLOCK_BYTES, BLOCK_BYTES)
-    ]
+class Chain(Struct, frozen=True, gc=False):
+    """`blocks` are the hashes of the whole leading blocks of `text`, shortest prefix first; a shorter text is one
+    block."""
+
+    blocks: list[int]
+    text: bytes
+
+    def bytes_at(self, depth: int) -> int:
+        """How long the prefix of so many blocks is."""
+        return min(depth * BLOCK_BYTES, len(self.text))
+
+
+def prefix_chain(text: bytes, seed: int = 0) -> Chain:
+    """The chain of a prompt. Prompts of different seeds have nothing in common."""
+    end = len(text) // BLOCK_BYTES * BLOCK_BYTES
+    if not end:
+        return Chain([_hash(text, seed)], text)
+    last = seed
+    return Chain([last := _hash(text[start : start + BLOCK_BYTES], last) for start in range(0, end, BLOCK_BYTES)], text)

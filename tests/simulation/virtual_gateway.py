@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import inf
-from zlib import crc32
 
 from gateway.admission import Cost, Work
 from gateway.dispatch import Dispatcher, Line, Slot
 from gateway.errors import Refusal, Refused
 from gateway.fleet import ModelFleet, Replica
+from gateway.placement import Placement
 from gateway.policy import ModelSpec, SloSpec
-from gateway.routing import PrefixIndex, choose
+from gateway.routing import Query, Router, prefix_chain
 from gateway.simulator import PROFILES, Profile, Step
 from gateway.wire import StreamScanner, Usage
 from tests.simulation.fair_world import jain
@@ -282,9 +282,10 @@ class Mtok(Front):
         super().begin(engines, loop)
         self.dispatcher = Dispatcher(loop.now_ms)
         self.model = ModelFleet(ModelSpec(name=_MODEL, replicas=()), [engine.replica for engine in engines])
-        self.prefixes = PrefixIndex()
+        self.router = Router()
         self._by_name = {engine.replica.name: engine for engine in engines}
         self._slots: dict[Asked, Slot] = {}
+        self._placements: dict[Asked, Placement] = {}
         self._numbers = count(1)
         self._runs = loop.create_task(self.dispatcher.run())
 
@@ -294,7 +295,7 @@ class Mtok(Front):
 
     async def enter(self, asked: Asked) -> Engine:
         number = next(self._numbers)
-        chain = [crc32(b"%d" % number)]
+        chain = prefix_chain(b"%d" % number)
         arrived_ms = int(asked.arrived_s * 1000)
         work = Work(
             id=str(number),
@@ -307,21 +308,23 @@ class Mtok(Front):
             retry=False,
             arrived_ms=arrived_ms,
             deadline_ms=arrived_ms + round(asked.max_wait_s * 1000),
-            prefix=chain[0],
+            prefix=chain.blocks[0],
         )
         slot = self.dispatcher.slot(self.model, self.slo, work, streams=True)
-        replica = await slot.place(self.model.healthy, partial(choose, chain, self.prefixes))
-        self._slots[asked] = slot
-        self.prefixes.note(chain, replica.name)
+        placement = Placement(self.router, Query(chain=chain, prompt_tokens=asked.prompt), self.loop.now_ms)
+        replica = await slot.place(self.model.healthy, placement.choose)
+        self._slots[asked], self._placements[asked] = slot, placement
         return self._by_name[replica.name]
 
     def sent(self, asked: Asked, stream: Stream) -> None:
         self._slots[asked].follow(_Counted(stream), answers=1)
 
     def first(self, asked: Asked) -> None:
+        self._placements[asked].first_token()
         self._slots[asked].first_token()
 
     def ended(self, asked: Asked, engine: Engine) -> None:
+        self._placements.pop(asked).ended()
         self._slots.pop(asked).ended(Usage(input_tokens=asked.prompt, output_tokens=asked.answer))
 
 

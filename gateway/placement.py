@@ -1,0 +1,91 @@
+"""One request's way through its model's router: where it is booked, and that each booking is released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from gateway.fleet import ModelFleet, Reading, Replica
+from gateway.routing import Booking, Query, Router
+from gateway.wire import Usage
+
+
+class Placement:
+    """Ending it twice changes nothing. Several attempts one after the other have one; two at a time have two."""
+
+    __slots__ = ("_now_ms", "booking", "query", "router")
+
+    def __init__(self, router: Router, query: Query, now_ms: Callable[[], int]) -> None:
+        self.router = router
+        self.query = query
+        self.booking: Booking | None = None
+        self._now_ms = now_ms
+
+    @property
+    def cached_share(self) -> tuple[int, int]:
+        """Of so many bytes of its prompt, the second number, the first are expected to be cached where it is."""
+        cached_bytes = 0 if self.booking is None else self.booking.cached_bytes
+        return cached_bytes, max(1, len(self.query.chain.text))
+
+    def choose(self, targets: Sequence[Replica]) -> Replica:
+        """The replica to run it, one of `targets`; booked there and nowhere else."""
+        self.ended()
+        self.booking = self.router.choose(self.query, targets, self._now_ms())
+        return targets[self.booking.index]
+
+    def first_token(self) -> None:
+        """The engine has begun to answer."""
+        if self.booking is not None:
+            self.router.first_token(self.booking, self._now_ms())
+
+    def answered(self, usage: Usage) -> None:
+        """The engine has said what it used."""
+        if self.booking is not None:
+            self.router.answered(
+                self.booking,
+                input_tokens=usage.input_tokens,
+                cached_tokens=usage.input_cached_tokens,
+                output_tokens=usage.output_tokens,
+            )
+
+    def ended(self) -> None:
+        """The engine does nothing more for it, or never began to."""
+        if self.booking is not None:
+            self.router.ended(self.booking)
+
+
+class Caches:
+    """What the engines' pages say of their caches, told to the routers: how much they hold, and that they are empty
+    again."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Reading] = {}
+
+    def look(self, models: Iterable[ModelFleet], routers: Mapping[str, Router]) -> None:
+        """Call it about once a second."""
+        heard: dict[str, Reading] = {}
+        for model in models:
+            router = routers.get(model.spec.name)
+            if router is None:
+                continue
+            for replica in model.replicas:
+                reading = replica.reading
+                if reading is None:
+                    continue
+                last = self._last.get(replica.name)
+                heard[replica.name] = reading
+                if last is reading:
+                    continue
+                if last is not None and _is_anew(last, reading):
+                    router.restarted(replica.name)
+                if reading.kv_tokens:
+                    router.capacity(replica.name, reading.kv_tokens)
+        self._last |= heard
+
+
+def _is_anew(last: Reading, now: Reading) -> bool:
+    """Whether its process has begun since: it says so, or its counters fell."""
+    if now.asked_ms < last.asked_ms:
+        return False
+    return now.started_ms != last.started_ms or any(
+        now.counters.get(metric, 0) < count for metric, count in last.counters.items()
+    )
