@@ -23,6 +23,7 @@ from gateway.dispatch import Dispatcher
 from gateway.endpoints import IN_FORCE, Page, Pages, Relayed, unknown
 from gateway.export import Sink
 from gateway.fleet import Fleet, Scraper
+from gateway.isolation import Salts
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger, LedgerSettings
 from gateway.placement import Caches
@@ -168,6 +169,7 @@ class Gateway:
                 dispatcher=dispatcher,
                 telemetry=Telemetry(metrics, tracing),
                 alerts=alerts,
+                salts=Salts(redis, settings.cache_secret),
                 clock=clock,
                 settings=settings,
             )

@@ -48,6 +48,7 @@ from gateway.dispatch import Dispatcher, Slot
 from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange
 from gateway.fleet import Fleet, ModelFleet
+from gateway.isolation import Salts
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
 from gateway.placement import Placement
@@ -55,11 +56,11 @@ from gateway.policy import ClassSpec, Policies, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
-from gateway.routing import Loads, Query, Router, prefix_chain
+from gateway.routing import Loads, Query, Router, chain_seed, prefix_chain
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable, key_of_headers
-from gateway.wire import Endpoint, RequestView, ask_usage, parse, set_fields
+from gateway.wire import Endpoint, RequestView, ask_usage, end_with_field, parse, set_fields
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     limits: ContextLimits
     price: Price | None
     router: Router
+    isolated: bool
 
 
 class Lifecycle:
@@ -103,6 +105,7 @@ class Lifecycle:
         dispatcher: Dispatcher,
         telemetry: Telemetry,
         alerts: Alerts,
+        salts: Salts,
         clock: Clock,
         settings: Settings,
     ) -> None:
@@ -113,6 +116,7 @@ class Lifecycle:
         self.dispatcher = dispatcher
         self.telemetry = telemetry
         self._alerts = alerts
+        self._salts = salts
         self.clock = clock
         self.settings = settings
         self.draining = False
@@ -151,8 +155,7 @@ class Lifecycle:
         given = client.headers
         now_ms = self.clock.now_ms()
         call = Call(request_id(given, now_ms), endpoint, now_ms, self.policies.version)
-        if b"traceparent" in given:
-            call.traceparent = given[b"traceparent"].decode("latin-1")
+        call.traceparent = given.get(b"traceparent", b"").decode("latin-1")
         outgoing = Outgoing(client)
         if self.draining:
             await outgoing.refuse(refusals.DRAINING, call.answer_headers())
@@ -177,6 +180,7 @@ class Lifecycle:
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             terms = self._terms_of(tenant, call.key, model)
             limits = terms.limits
+            salt = await self._salt(terms, view, model) if terms.isolated and endpoint.computes else ""
             if not surely_fits(view, limits):
                 size = await self._measure(call, view, size, body=body, model=model, limits=limits)
             bound = granted(view, size, limits)
@@ -186,7 +190,7 @@ class Lifecycle:
                 call, tenant, terms, view=view, body=body, model=model, limits=limits, size=size
             ) as reservation:
                 query = Query(
-                    chain=prefix_chain(view.prompt),
+                    chain=prefix_chain(view.prompt, chain_seed(salt.encode() or view.cache_salt)),
                     prompt_tokens=size.total if endpoint.computes else 0,
                     streams=view.stream,
                 )
@@ -214,6 +218,7 @@ class Lifecycle:
                                 model,
                                 bound=reservation.output_cap or bound,
                                 priority=terms.service.priority,
+                                salt=salt,
                             ),
                             passed_on=_passed_on(given),
                             patience_s=given.get(b"x-stainless-timeout", b""),
@@ -282,8 +287,19 @@ class Lifecycle:
                 limits=limits_for(tenant, key, service=service, model=model.spec, context_tokens=context_tokens),
                 price=self.prices.get(model.spec.name),
                 router=self.routers[model.spec.name],
+                isolated=tenant.isolated_on(model.spec),
             )
         return terms
+
+    async def _salt(self, terms: Terms, view: RequestView, model: ModelFleet) -> str:
+        """The `cache_salt` that keeps this tenant's cached blocks from the others. Raises `Refused` where they could
+        meet all the same."""
+        if view.moves_cache:
+            raise Refused(refusals.KV_TRANSFER)
+        path = view.endpoint.path
+        if not await self.fleet.salts(model, path):
+            raise Refused(refusals.not_isolated(path))
+        return await self._salts.of(terms.tenant.name, view.cache_salt)
 
     async def _measure(
         self,
@@ -425,10 +441,14 @@ def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
     return b"".join(b"%b: %b\r\n" % (name, given[name]) for name in sorted(_PASSED_ON) if name in given)
 
 
-def _engine_body(view: RequestView, body: bytes, model: ModelFleet, *, bound: int | None, priority: int) -> bytes:
-    """The client's body with what the gateway asks for: usage in streams, the granted bound, the model's own name, and
-    its class's priority, of which vLLM serves the lowest first."""
+def _engine_body(
+    view: RequestView, body: bytes, model: ModelFleet, *, bound: int | None, priority: int, salt: str
+) -> bytes:
+    """The client's body with what the gateway asks for: usage in streams, the granted bound, the model's own name, its
+    class's priority, of which vLLM serves the lowest first, and the salt of the tenant's own cache."""
     replaced: dict[str, object] = {}
+    if view.cache_salt and salt:
+        replaced["cache_salt"] = salt
     if model.spec.engine_priority == "pass" and view.endpoint.has_priority:
         replaced["priority"] = -priority
     if bound is not None:
@@ -437,6 +457,8 @@ def _engine_body(view: RequestView, body: bytes, model: ModelFleet, *, bound: in
         replaced["model"] = model.spec.name
     if replaced:
         body = set_fields(body, replaced)
+    if salt and not view.cache_salt:
+        body = end_with_field(body, b'"cache_salt":"%b"' % salt.encode())
     if view.stream and view.endpoint.has_stream_options:
         body = ask_usage(body, client_set=view.sent_stream_options)
     return body

@@ -68,6 +68,26 @@ STREAM_LOST = (
 STREAM_UNBOOKED = "What this answer used could not be written to disk, so it ends here. What was delivered is billed."
 
 
+def not_isolated(path: str) -> Refusal:
+    """The engine would share cached blocks between tenants there."""
+    return Refusal(
+        status=400,
+        code="cache_not_isolated",
+        message=(
+            f"This model keeps tenants' caches apart, and its engine cannot do that at {path}. Use "
+            "/v1/chat/completions, /v1/completions or /v1/responses."
+        ),
+    )
+
+
+KV_TRANSFER = Refusal(
+    status=400,
+    code="invalid_request",
+    message="This model keeps tenants' caches apart: 'kv_transfer_params' may not be sent. Leave it out.",
+    param="kv_transfer_params",
+)
+
+
 def model_not_found(name: str) -> Refusal:
     """The same for a model that is not there and one the tenant may not use."""
     return Refusal(

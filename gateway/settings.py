@@ -23,6 +23,8 @@ _LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "valkey", "valkeys")
 
 _MIB = 1024 * 1024
+CACHE_SECRET_LEAST = 32
+"""Characters; as hex digits they are 128 bits."""
 
 VARIABLES: Mapping[str, str] = {
     "MTOK_REDIS_URL": "address of Redis or Valkey, e.g. redis://host:6379/0; unset: the embedded Valkey",
@@ -30,6 +32,7 @@ VARIABLES: Mapping[str, str] = {
     "MTOK_ADMIN_KEY": "key of the administrator, who may ask for any tenant's usage; unset: nobody may",
     "MTOK_SINK_TOKEN": "bearer token for the policies' ledger.sink; unset: none is sent",
     "MTOK_ALERTS_TOKEN": "bearer token for the policies' alerts.url; unset: none is sent",
+    "MTOK_CACHE_SECRET": "secret of the salts that keep tenants' caches apart; unset: one made once and kept in Redis",
     "MTOK_LOG": "level of the log: debug, info, warning or error (default info)",
     "MTOK_MAX_BODY_BYTES": "largest request body in bytes (default 33554432, 32 MiB)",
     "MTOK_READ_TIMEOUT_S": "seconds a client has to send its headers and body (default 30)",
@@ -53,6 +56,7 @@ class Settings:
     admin_key_sha256: bytes | None = field(default=None, repr=False)
     sink_token: str | None = field(default=None, repr=False)
     alerts_token: str | None = field(default=None, repr=False)
+    cache_secret: bytes | None = field(default=None, repr=False)
     log_level: LogLevel = "info"
     max_body_bytes: int = 32 * _MIB
     read_timeout_s: float = 30.0
@@ -83,6 +87,7 @@ class Settings:
             admin_key_sha256=read("MTOK_ADMIN_KEY", _admin_key, None),
             sink_token=read("MTOK_SINK_TOKEN", _token, None),
             alerts_token=read("MTOK_ALERTS_TOKEN", _token, None),
+            cache_secret=read("MTOK_CACHE_SECRET", _cache_secret, None),
             log_level=read("MTOK_LOG", _log_level, "info"),
             max_body_bytes=read("MTOK_MAX_BODY_BYTES", _bytes, 32 * _MIB),
             read_timeout_s=read("MTOK_READ_TIMEOUT_S", _seconds, 30.0),
@@ -126,6 +131,12 @@ def _token(name: str, text: str) -> str | None:
     if not (text.isascii() and text.isprintable()):
         raise SettingsError(f"{name} is not a token: it goes into a header, so it is printable ASCII")
     return text
+
+
+def _cache_secret(name: str, text: str) -> bytes | None:
+    if len(text) < CACHE_SECRET_LEAST:
+        raise SettingsError(f"{name} could be guessed: write at least {CACHE_SECRET_LEAST} random characters")
+    return text.encode()
 
 
 def _log_level(name: str, text: str) -> LogLevel:

@@ -14,6 +14,7 @@ from gateway.policy import ModelSpec
 
 from ._replica import Replica
 from ._retries import RetryBudget
+from ._salts import SALTED_ALWAYS, salted_paths
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,26 @@ class Fleet:
         """Whether any replica answers."""
         return any(replica.healthy for replica in self.replicas)
 
+    async def salts(self, model: ModelFleet, path: str) -> bool:
+        """Whether every healthy replica keeps prompts apart by their `cache_salt` at this path; asks those that have
+        not been asked. One that cannot be asked may not do it."""
+        if path in SALTED_ALWAYS:
+            return True
+        for replica in model.healthy():
+            if replica.salted_paths is None:
+                replica.salted_paths = await self._salted_paths_of(replica)
+            if replica.salted_paths is None or path not in replica.salted_paths:
+                return False
+        return True
+
+    async def _salted_paths_of(self, replica: Replica) -> frozenset[str] | None:
+        try:
+            answer = await self._http.get(replica.url + "/openapi.json", timeout=TOKENIZE_TIMEOUT_S)
+            return salted_paths(answer.content) if answer.status_code == httpx.codes.OK else frozenset()
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            log.warning("replica %s does not describe its requests: %s", replica.name, error)
+            return None
+
     async def count_tokens(self, model: ModelFleet, path: str, payload: bytes) -> int | None:
         """Asks a healthy replica's tokenizer. None when none can tell; never raises for what the replica does."""
         for replica in model.healthy():
@@ -165,6 +186,7 @@ class Fleet:
             healthy = False
         if healthy != replica.healthy:
             log.info("replica %s is %s", replica.name, "healthy" if healthy else "down")
+            replica.salted_paths = None  # another version may run there now
         replica.healthy = healthy
 
     async def _context_of(self, replica: Replica) -> int | None:

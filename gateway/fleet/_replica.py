@@ -28,6 +28,7 @@ class Replica:
     `in_flight` counts this worker's own requests there, `requests_sent` those for GPU time that it ever sent. `healthy`
     is the last word of the prober or of a failed connect; a new replica is not healthy until it has answered once.
     `reading` is what its metrics page said when a worker read it last; up to two of the scraper's intervals old.
+    `salted_paths` is where its engine takes a `cache_salt`; None until that has been asked of this engine.
     """
 
     def __init__(self, url: str) -> None:
@@ -44,6 +45,7 @@ class Replica:
         self.healthy = False
         self.probes_missed = 0
         self.context_tokens: int | None = None
+        self.salted_paths: frozenset[str] | None = None
         self.reading: Reading | None = None
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._host_header = parts.netloc.encode()

@@ -20,6 +20,7 @@ Order = Literal["arrival", "shortest"]
 Disconnect = Literal["abort", "finish"]
 SinkFormat = Literal["cloudevents", "lago"]
 Excess = Literal["refuse", "cap"]
+CacheIsolation = Literal["shared", "tenant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,8 @@ class ModelSpec:
     an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `tokenizer` is the path
     of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its engines schedule by priority,
     and are told that of the request's class. `locality_tokens`: what a tenant may be given out
-    of its turn, where its prompt begins as the last one did."""
+    of its turn, where its prompt begins as the last one did. `cache_isolation`: whether tenants find each other's
+    prompts in the engines' caches, where the tenant itself says nothing else."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
@@ -89,6 +91,7 @@ class ModelSpec:
     on_disconnect: Disconnect = "abort"
     engine_priority: EnginePriority = "ignore"
     locality_tokens: int = 2000
+    cache_isolation: CacheIsolation = "shared"
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
     limits: ScopeLimitsSpec | None = None
@@ -123,7 +126,7 @@ class FleetSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSpec:
     """Who may use what. `models` holds names and aliases of models, or "*" for all. `time_zone` is an IANA name; the
-    limits take it over. `group` shares limits with others."""
+    limits take it over. `group` shares limits with others. `cache_isolation` goes before its models'."""
 
     name: str
     group: str | None = None
@@ -133,6 +136,7 @@ class TenantSpec:
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     context: ContextSpec | None = None
     time_zone: str = "UTC"
+    cache_isolation: CacheIsolation | None = None
     _key_limits: dict[str, ScopeLimitsSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
     _key_contexts: dict[str, ContextSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -149,6 +153,10 @@ class TenantSpec:
     def context_of_key(self, key: str) -> ContextSpec | None:
         """How long requests with one of its keys may be, by public id."""
         return self._key_contexts.get(key)
+
+    def isolated_on(self, model: ModelSpec) -> bool:
+        """Whether this tenant's prompts at the model have cached blocks of their own."""
+        return (self.cache_isolation or model.cache_isolation) == "tenant"
 
     def may_use(self, model: ModelSpec) -> bool:
         """Whether this tenant's requests for the model are served."""

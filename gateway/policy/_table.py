@@ -230,6 +230,14 @@ PRICE = Record(
     },
 )
 
+_CACHE_ISOLATION = Field(
+    shape=Choice(options=("shared", "tenant")),
+    about="tenant: no tenant's prompts are found in the engines' prefix caches by another one's, so that none can tell "
+    "from the time to the first token what others ask; each pays for its own first prompt. A tenant's own word goes "
+    "before its models' (shared, the default).",
+    aka=("cache_salt", "isolation", "prefix_cache_isolation"),
+)
+
 MODEL = Record(
     what="a model",
     build=ModelSpec,
@@ -282,6 +290,7 @@ MODEL = Record(
             "what a client sends as priority is replaced. Default ignore.",
             aka=("priority", "scheduling_policy"),
         ),
+        "cache_isolation": _CACHE_ISOLATION,
         "gpu": Field(shape=GPU, about="What each replica runs on.", aka=("hardware",)),
         "limits": Field(shape=_limits_of("a model"), about="What all tenants may use of it together.", aka=("limit",)),
         "price": Field(shape=PRICE, about="What tenants pay for this model.", aka=("pricing", "cost")),
@@ -398,6 +407,7 @@ TENANT = Record(
             about="How long this tenant's requests may be; on_excess holds for the lengths in its limits too.",
         ),
         "time_zone": _TIME_ZONE,
+        "cache_isolation": _CACHE_ISOLATION,
     },
 )
 

@@ -16,6 +16,7 @@ from ._news import (
 )
 from ._prefix import Chain, prefix_chain
 from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target, least_loaded
+from ._salt import chain_seed, tenant_salt
 
 __all__ = [
     "Beside",
@@ -36,10 +37,12 @@ __all__ = [
     "Router",
     "Strategy",
     "Target",
+    "chain_seed",
     "least_loaded",
     "pack_held",
     "pack_placed",
     "prefix_chain",
     "read_held",
     "read_placed",
+    "tenant_salt",
 ]

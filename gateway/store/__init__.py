@@ -47,6 +47,7 @@ from ._keys import (
     alert_told,
 )
 from ._scripts import Script, load_script
+from ._secret import cache_secret
 from ._share import Granted, Growth, Limited, ShareReply, Wanted, packed_growth, share_call, share_reply, total_growth
 from ._tasks import end_tasks
 
@@ -96,6 +97,7 @@ __all__ = [
     "account_call",
     "account_reply",
     "alert_told",
+    "cache_secret",
     "client",
     "connect",
     "durable",

@@ -16,6 +16,9 @@ SINK_PARKED: Final = "mtok:sink:parked"
 """The events the sink refused: a stream of tenant, entry and status."""
 
 
+SALT_SEED: Final = "mtok:salt-seed"
+"""What the salts of tenants' caches are made with: 32 random bytes, made once."""
+
 SHARED_PREFIX: Final = "mtok:shared:"
 """What tenants share: scopes and windows of their limits, whose names begin with "@" (see scripts/account.lua)."""
 

@@ -5,7 +5,7 @@ from ._engine_errors import engine_refusal
 from ._first_event import FIRST_EVENT_MAX_BYTES, first_event_is_whole, in_band_error
 from ._readers import read_answer
 from ._requests import Endpoint, RequestView, parse
-from ._splice import add_fields, ask_usage, set_fields
+from ._splice import add_fields, ask_usage, end_with_field, set_fields
 from ._sse import StreamScanner, scanner_for
 from ._texts import answer_texts
 from ._usage import NO_USAGE, Usage
@@ -20,6 +20,7 @@ __all__ = [
     "add_fields",
     "answer_texts",
     "ask_usage",
+    "end_with_field",
     "engine_refusal",
     "first_event_is_whole",
     "in_band_error",

@@ -65,6 +65,7 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     `answers` is how many sequences the engine will generate (samples × prompts), `prompts` how many it must read.
     `output_tokens` is the client's own bound per answer, `output_field` the field it stands in or would stand in.
     `user` and `metadata` are raw JSON, unchecked and empty when not sent: nothing but the split of usage needs them.
+    So is `cache_salt`, empty for null too. `moves_cache` is whether it tells the engine to send or fetch cached blocks.
     """
 
     endpoint: Endpoint
@@ -86,6 +87,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     sent_stream_options: bool = False
     user: bytes = b""
     metadata: bytes = b""
+    cache_salt: bytes = b""
+    moves_cache: bool = False
 
     @property
     def answers(self) -> int:
@@ -97,7 +100,14 @@ class _StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
-class _SaysOfItself(Struct):
+class _Caches(Struct):
+    """What vLLM takes about its prefix cache. Raw, so that what is odd is the engine's to refuse."""
+
+    cache_salt: Raw = _NOTHING
+    kv_transfer_params: Raw = _NOTHING
+
+
+class _SaysOfItself(_Caches):
     """What OpenAI's requests say for splitting usage. Raw, so that no odd value is refused here."""
 
     user: Raw = _NOTHING
@@ -144,7 +154,7 @@ class _Responses(_SaysOfItself, kw_only=True):
     max_output_tokens: Count | None = None
 
 
-class _Messages(Struct):
+class _Messages(_Caches, kw_only=True):
     model: str
     messages: Raw
     system: Raw | UnsetType = UNSET
@@ -231,6 +241,8 @@ def _parse_chat(body: bytes) -> RequestView:
         output_field=output_field,
         user=_user(view),
         metadata=bytes(view.metadata) if view.metadata else b"",
+        cache_salt=_given(view.cache_salt),
+        moves_cache=_is_given(view.kv_transfer_params),
         **_usage_wishes(view.stream_options),
     )
 
@@ -260,6 +272,8 @@ def _parse_completions(body: bytes) -> RequestView:
         output_tokens=view.max_tokens,
         user=_user(view),
         metadata=bytes(view.metadata) if view.metadata else b"",
+        cache_salt=_given(view.cache_salt),
+        moves_cache=_is_given(view.kv_transfer_params),
         **_usage_wishes(view.stream_options),
     )
 
@@ -287,6 +301,8 @@ def _parse_responses(body: bytes) -> RequestView:
         output_field="max_output_tokens",
         user=_user(view),
         metadata=bytes(view.metadata) if view.metadata else b"",
+        cache_salt=_given(view.cache_salt),
+        moves_cache=_is_given(view.kv_transfer_params),
     )
 
 
@@ -318,6 +334,8 @@ def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
         output_tokens=view.max_tokens,
         user=_messages_user(bytes(view.metadata)) if view.metadata else b"",
         metadata=bytes(view.metadata) if view.metadata else b"",
+        cache_salt=_given(view.cache_salt),
+        moves_cache=_is_given(view.kv_transfer_params),
     )
 
 
@@ -337,6 +355,8 @@ def _parse_embeddings(body: bytes) -> RequestView:
         added_bytes=composing_bytes(prompt),
         user=_user(view),
         metadata=bytes(view.metadata) if view.metadata else b"",
+        cache_salt=_given(view.cache_salt),
+        moves_cache=_is_given(view.kv_transfer_params),
     )
 
 
@@ -382,6 +402,10 @@ def _template_room(tools: Raw | UnsetType, schema: Raw, template_kwargs: Raw) ->
 
 def _is_given(raw: Raw) -> bool:
     return bool(raw) and bytes(raw) != b"null"
+
+
+def _given(raw: Raw) -> bytes:
+    return bytes(raw) if _is_given(raw) else b""
 
 
 def _user(view: _SaysOfItself) -> bytes:

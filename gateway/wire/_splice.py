@@ -23,6 +23,13 @@ def add_fields(body: bytes, fields: bytes) -> bytes:
     return b"%b%b,%b" % (body[:start], fields, body[start:])
 
 
+def end_with_field(body: bytes, field: bytes) -> bytes:
+    """`body` (a JSON object with at least one member) with `field` (`"name":value`) put last: of a name that stands
+    there twice readers take the last, so that nothing before it can undo it."""
+    end = body.rindex(b"}")
+    return b"%b,%b%b" % (body[:end], field, body[end:])
+
+
 def ask_usage(body: bytes, *, client_set: bool) -> bytes:
     """`body` with `stream_options` that make vLLM report usage in every chunk. `client_set`: it holds some already,
     whose other members stay."""

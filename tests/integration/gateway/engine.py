@@ -137,6 +137,8 @@ class Engine:
     script: Script | None = None
     healthy: bool = True
     context_tokens: int = CONTEXT_TOKENS
+    openapi: Any = None
+    """How it describes its requests; None: it does not."""
     prompt_tokens: int | None = 7
     """What `/tokenize` answers for a prompt, each word of a generated text being a token; None: it cannot tell."""
     received: list[Received] = field(default_factory=list)
@@ -182,6 +184,8 @@ class Engine:
         elif request.path == "/v1/models":
             card = {"id": "tiny", "object": "model", "max_model_len": self.context_tokens}
             await as_json({"object": "list", "data": [card]})(talk, request)
+        elif request.path == "/openapi.json":
+            await as_json(self.openapi or {"detail": "Not Found"}, status=200 if self.openapi else 404)(talk, request)
         elif request.path == "/metrics":
             await as_json({"detail": "Not Found"}, status=404)(talk, request)
         elif request.path in ("/tokenize", "/v1/messages/count_tokens") and request.headers.get(

@@ -25,7 +25,7 @@ def test_without_variables_the_defaults_hold() -> None:
 
 
 def test_every_variable_is_read(tmp_path: Path) -> None:
-    """All nine at once; case of the level and spaces do not matter."""
+    """All ten at once; case of the level and spaces do not matter."""
     settings = Settings.from_environment(
         {
             "MTOK_REDIS_URL": "redis://:pw@host:6379/0",
@@ -33,6 +33,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "MTOK_ADMIN_KEY": ADMIN,
             "MTOK_SINK_TOKEN": "om_123",
             "MTOK_ALERTS_TOKEN": "hook_456",
+            "MTOK_CACHE_SECRET": "0123456789abcdef0123456789abcdef",
             "MTOK_LOG": " Warning ",
             "MTOK_MAX_BODY_BYTES": "1024",
             "MTOK_READ_TIMEOUT_S": "2.5",
@@ -44,6 +45,8 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert (settings.read_timeout_s, settings.drain_timeout_s) == (2.5, 0.0)
     assert settings.is_admin(ADMIN.encode())
     assert (settings.sink_token, settings.alerts_token) == ("om_123", "hook_456")
+    assert settings.cache_secret == b"0123456789abcdef0123456789abcdef"
+    assert "0123456789abcdef" not in repr(settings)
     assert "om_123" not in repr(settings)
     assert "hook_456" not in repr(settings)
 
@@ -57,6 +60,7 @@ def test_an_empty_variable_is_an_unset_one() -> None:
     ("name", "value", "told"),
     [
         ("MTOK_REDIS_URL", "localhost:6379", "MTOK_REDIS_URL is not an address of Redis; write redis://HOST:PORT/DB"),
+        ("MTOK_CACHE_SECRET", "guess me", "MTOK_CACHE_SECRET could be guessed: write at least 32 random characters"),
         ("MTOK_REDIS_URL", "redis://", "MTOK_REDIS_URL is not an address of Redis"),
         ("MTOK_REDIS_URL", "redis://h:port", "MTOK_REDIS_URL is not an address of Redis"),
         ("MTOK_REDIS_URL", "http://h", "MTOK_REDIS_URL is not an address of Redis"),
