@@ -26,6 +26,7 @@ from gateway.fleet import Fleet, Scraper
 from gateway.isolation import Salts
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger, LedgerSettings
+from gateway.neighbours import Neighbours
 from gateway.placement import Caches
 from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
@@ -174,6 +175,8 @@ class Gateway:
                 settings=settings,
             )
             lifecycle.draining = self._draining
+            neighbours = await stack.enter_async_context(Neighbours(lifecycle.routers, redis, now_ms=_loop_ms))
+            lifecycle.routers.on_placed = neighbours.placed
             metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher))
             pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
             administration = AdminPages(lifecycle, redis)
@@ -193,7 +196,7 @@ class Gateway:
                 Route("/metrics", Page(pages.metrics)),
                 Route("/admin/state", Page(administration.state)),
             ]
-            reading = asyncio.create_task(_read_caches(lifecycle), name="caches")
+            reading = asyncio.create_task(_read_caches(lifecycle, neighbours), name="caches")
             stack.callback(reading.cancel)
             flushing = asyncio.create_task(_flush(metrics), name="metrics")
             stack.callback(flushing.cancel)
@@ -262,11 +265,15 @@ def _show(metrics: Metrics, audit: Audit | None) -> None:
         metrics.reconciled_requests.labels(name, "lost").set(sum(row.requests_lost for row in verdict.spans))
 
 
-async def _read_caches(lifecycle: Lifecycle) -> None:
-    caches = Caches()
+async def _read_caches(lifecycle: Lifecycle, neighbours: Neighbours) -> None:
+    caches = Caches(neighbours.restarted)
     while True:
-        caches.look(lifecycle.fleet.models.values(), lifecycle.routers)
+        caches.look(lifecycle.fleet.models.values(), lifecycle.routers.by_model)
         await asyncio.sleep(CACHES_S)
+
+
+def _loop_ms() -> int:
+    return int(asyncio.get_running_loop().time() * 1000)
 
 
 async def _flush(metrics: Metrics) -> None:

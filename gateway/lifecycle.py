@@ -51,7 +51,7 @@ from gateway.fleet import Fleet, ModelFleet
 from gateway.isolation import Salts
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
-from gateway.placement import Placement
+from gateway.placement import Placement, Routers
 from gateway.policy import ClassSpec, Policies, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
@@ -122,9 +122,7 @@ class Lifecycle:
         self.draining = False
         self._counting = 0
         self._running: set[ClientWatch] = set()
-        self.routers: dict[str, Router] = {}
-        """By the model's name."""
-        self._loads = Loads()
+        self.routers = Routers(fleet, Loads())
         self._labels = Labels(policies.ledger)
         self.policies = policies
         self.apply(policies)
@@ -137,7 +135,7 @@ class Lifecycle:
         self.policies = policies
         self.prices: Mapping[str, Price] = policies.prices
         self._terms: dict[tuple[str, str, str], Terms] = {}
-        self.routers = {name: self.routers.get(name) or Router(self._loads) for name in policies.models}
+        self.routers.use(policies.models)
 
     @property
     def idle(self) -> bool:
@@ -286,7 +284,7 @@ class Lifecycle:
                 scopes=self.policies.scopes_of(tenant, key, model.spec.name),
                 limits=limits_for(tenant, key, service=service, model=model.spec, context_tokens=context_tokens),
                 price=self.prices.get(model.spec.name),
-                router=self.routers[model.spec.name],
+                router=self.routers.by_model[model.spec.name],
                 isolated=tenant.isolated_on(model.spec),
             )
         return terms

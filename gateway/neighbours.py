@@ -24,7 +24,6 @@ from gateway.routing import (
     Elsewhere,
     Held,
     LoadNews,
-    Place,
     Placed,
     PlacementNews,
     pack_held,
@@ -65,11 +64,11 @@ class Routers(Protocol):
     def note_elsewhere(self, model: str, replica: str, blocks: Sequence[int]) -> None:
         """Another gateway has sent a prompt of these blocks there."""
 
-    def beside(self, model: str, replica: str, load: Beside) -> None:
+    def beside(self, replica: str, load: Beside) -> None:
         """All other gateways together have this in flight there."""
 
     def held(self) -> list[Held]:
-        """What is in flight from here: replicas that have nothing are left out."""
+        """What is in flight from here; replicas that have nothing are left out."""
 
     def epoch(self, replica: str) -> int:
         """When the replica's process began, in Unix milliseconds; 0 where that is not known."""
@@ -90,7 +89,7 @@ class Neighbours:
         self._news = PlacementNews()
         self._loads = LoadNews()
         self._elsewhere = Elsewhere()
-        self._applied: dict[Place, Beside] = {}
+        self._applied: dict[str, Beside] = {}
         self._epochs: dict[str, int] = {}
         self._unsure: set[str] = set()
         self._after = {PLACED: "0-0", HELD: "0-0"}
@@ -278,11 +277,11 @@ class Neighbours:
                 self.restarted(replica)
                 self._routers.forget(replica)
         beside = self._elsewhere.beside(self._now_ms())
-        for place, load in beside.items():
-            if self._applied.get(place) != load:
-                self._routers.beside(*place, load)
-        for place in self._applied.keys() - beside.keys():
-            self._routers.beside(*place, Beside(0, 0))
+        for replica, load in beside.items():
+            if self._applied.get(replica) != load:
+                self._routers.beside(replica, load)
+        for replica in self._applied.keys() - beside.keys():
+            self._routers.beside(replica, Beside(0, 0))
         self._applied = beside
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from gateway.fleet import ModelFleet, Reading, Replica
-from gateway.routing import Booking, Query, Router
+from gateway.fleet import Fleet, ModelFleet, Reading, Replica
+from gateway.routing import Beside, Booking, Held, Loads, Query, Router
 from gateway.wire import Usage
 
 
@@ -53,12 +53,59 @@ class Placement:
             self.router.ended(self.booking)
 
 
+class Routers:
+    """All models' routers, as far as gateways tell each other of what they know."""
+
+    def __init__(self, fleet: Fleet, loads: Loads) -> None:
+        self.by_model: dict[str, Router] = {}
+        self.loads = loads
+        self.on_placed: Callable[[str, str, Sequence[int]], None] = _nobody
+        """Hears of each prompt's model, replica and blocks."""
+        self._fleet = fleet
+
+    def use(self, models: Iterable[str]) -> None:
+        """From now on there are these models."""
+        self.by_model = {model: self.by_model.get(model) or self._router(model) for model in models}
+
+    def note_elsewhere(self, model: str, replica: str, blocks: Sequence[int]) -> None:
+        """Another gateway has sent a prompt of these blocks there."""
+        if router := self.by_model.get(model):
+            router.note_elsewhere(blocks, replica)
+
+    def beside(self, replica: str, load: Beside) -> None:
+        """All other gateways together have this in flight there."""
+        self.loads.of(replica).beside = load
+
+    def held(self) -> list[Held]:
+        """What is in flight from here; replicas that have nothing are left out."""
+        return self.loads.held()
+
+    def epoch(self, replica: str) -> int:
+        """When the replica's process began, in Unix milliseconds; 0 where that is not known."""
+        for known in self._fleet.replicas:
+            if known.name == replica and known.reading is not None:
+                return known.reading.started_ms or 0
+        return 0
+
+    def forget(self, replica: str) -> None:
+        """What has been noted of it was of a process that is no more."""
+        for router in self.by_model.values():
+            router.restarted(replica)
+
+    def _router(self, model: str) -> Router:
+        router = Router(self.loads)
+        router.on_placed = lambda replica, blocks: self.on_placed(model, replica, blocks)
+        return router
+
+
 class Caches:
     """What the engines' pages say of their caches, told to the routers: how much they hold, and that they are empty
     again."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_restart: Callable[[str], None]) -> None:
+        """`on_restart` hears of the replicas whose caches are empty again."""
         self._last: dict[str, Reading] = {}
+        self._on_restart = on_restart
 
     def look(self, models: Iterable[ModelFleet], routers: Mapping[str, Router]) -> None:
         """Call it about once a second."""
@@ -77,9 +124,14 @@ class Caches:
                     continue
                 if last is not None and _is_anew(last, reading):
                     router.restarted(replica.name)
+                    self._on_restart(replica.name)
                 if reading.kv_tokens:
                     router.capacity(replica.name, reading.kv_tokens)
         self._last |= heard
+
+
+def _nobody(model: str, replica: str, blocks: Sequence[int]) -> None:
+    """Nobody hears of it."""
 
 
 def _is_anew(last: Reading, now: Reading) -> bool:

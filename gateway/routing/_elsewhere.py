@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ._news import Held, Place
+from ._news import Held
 
 BELIEVED_MS = 500
 """What was told counts in full for so long; whoever lives tells it again before."""
@@ -15,7 +15,7 @@ what it had has ended."""
 
 
 class Beside(NamedTuple):
-    """What others have at one replica: uncached prompt tokens without a first token, and requests."""
+    """What others have at one replica, as in `Held`."""
 
     waiting_tokens: int
     running: int
@@ -44,9 +44,9 @@ class Elsewhere:
         else:
             self._told.pop(gateway, None)
 
-    def beside(self, now_ms: int) -> dict[Place, Beside]:
+    def beside(self, now_ms: int) -> dict[str, Beside]:
         """What all of them have at each replica that any of them uses, by how old it is."""
-        total: dict[Place, Beside] = {}
+        total: dict[str, Beside] = {}
         for gateway, told in list(self._told.items()):
             age_ms = now_ms - told.at_ms
             if age_ms >= FORGOTTEN_MS:
@@ -54,9 +54,8 @@ class Elsewhere:
                 continue
             share = min(1.0, (FORGOTTEN_MS - age_ms) / (FORGOTTEN_MS - BELIEVED_MS))
             for held in told.held:
-                place = (held.model, held.replica)
-                before = total.get(place, _NOTHING)
-                total[place] = Beside(
+                before = total.get(held.replica, _NOTHING)
+                total[held.replica] = Beside(
                     before.waiting_tokens + round(share * held.waiting_tokens),
                     before.running + round(share * held.running),
                 )

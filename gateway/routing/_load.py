@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from ._elsewhere import Beside
+from ._news import Held
 
 PREFILL_TOKENS_PER_S = 20_000.0
 """Of a replica of which nothing is known yet, where nothing is known of any other either."""
@@ -70,6 +71,14 @@ class Loads:
             if known:
                 load.ms_per_token = 1000 * len(known) / sum(known)
         return load
+
+    def held(self) -> list[Held]:
+        """What this worker has in flight, for others to know: replicas that have nothing are left out."""
+        return [
+            Held(name, load.waiting, load.running)
+            for name, load in self._loads.items()
+            if load.waiting > 0 or load.running > 0
+        ]
 
     def forget(self, name: str) -> None:
         """It is gone for good."""

@@ -45,9 +45,9 @@ class Placed(Struct, frozen=True, array_like=True):
 
 
 class Held(Struct, frozen=True, array_like=True):
-    """What a gateway has in flight at one replica: uncached prompt tokens without a first token, and requests."""
+    """What a gateway has in flight at one replica: work that has not come to its first token, in tokens of a short
+    prompt, and requests."""
 
-    model: str
     replica: str
     waiting_tokens: int
     running: int

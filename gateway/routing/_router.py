@@ -7,7 +7,7 @@ decision knows of it, and each booking is released at its first token (its promp
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import xxhash
@@ -113,6 +113,8 @@ class Router:
         self.index = PrefixIndex()
         self.loads = loads or Loads()
         self.token_bytes = TOKEN_BYTES
+        self.on_placed: Callable[[str, Sequence[int]], None] = _nobody
+        """Hears which replica each prompt goes to, and its blocks."""
         self._presumed: list[tuple[int, int, Booking]] = []
         self._booked = 0
 
@@ -145,6 +147,7 @@ class Router:
         load.running += 1
         if query.prompt_tokens:
             self.index.note(chain.blocks, name)
+            self.on_placed(name, chain.blocks)
         if not query.streams:
             self._booked += 1
             heapq.heappush(self._presumed, (now_ms + expected.ttft_ms, self._booked, booking))
@@ -260,6 +263,10 @@ def least_loaded(block: int, targets: Sequence[B]) -> B:
     least = min([target.in_flight for target in targets])
     tied = [target for target in targets if target.in_flight == least]
     return tied[0] if len(tied) == 1 else max(tied, key=lambda target: _weight(block, target.name))
+
+
+def _nobody(replica: str, blocks: Sequence[int]) -> None:
+    """Nobody hears of it."""
 
 
 def _weight(block: int, name: str) -> int:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +16,8 @@ from gateway import neighbours
 from gateway.neighbours import Neighbours
 from gateway.routing import Beside, Held, Placed, pack_placed
 from gateway.store import HELD, PLACED, client
-from tests.integration.gateway.serving import eventually
+from tests.integration.gateway.engine import Engine, recording
+from tests.integration.gateway.serving import ASKED, eventually, policies, serve
 from tests.integration.store.proxy import wire
 
 CHAIN = [11, 12, 13]
@@ -26,15 +28,15 @@ class Known:
 
     def __init__(self) -> None:
         self.blocks: defaultdict[tuple[str, str], list[list[int]]] = defaultdict(list)
-        self.loads: dict[tuple[str, str], Beside] = {}
+        self.loads: dict[str, Beside] = {}
         self.own: list[Held] = []
         self.epochs: dict[str, int] = {}
 
     def note_elsewhere(self, model: str, replica: str, blocks: Sequence[int]) -> None:
         self.blocks[model, replica].append(list(blocks))
 
-    def beside(self, model: str, replica: str, load: Beside) -> None:
-        self.loads[model, replica] = load
+    def beside(self, replica: str, load: Beside) -> None:
+        self.loads[replica] = load
 
     def held(self) -> list[Held]:
         return self.own
@@ -86,11 +88,11 @@ async def test_a_gateway_that_starts_knows_before_it_serves_what_was_sent_where(
 async def test_what_is_in_flight_at_one_gateway_counts_at_the_other_until_it_ends(redis: Redis) -> None:
     here, there = Known(), Known()
     async with gateway(redis, here) as one, gateway(redis, there):
-        here.own = [Held("tiny", "a:1", 700, 2)]
+        here.own = [Held("a:1", 700, 2)]
         one.placed("tiny", "a:1", CHAIN)
-        await eventually(lambda: there.loads == {("tiny", "a:1"): Beside(700, 2)})
+        await eventually(lambda: there.loads == {"a:1": Beside(700, 2)})
         here.own = []
-        await eventually(lambda: there.loads == {("tiny", "a:1"): Beside(0, 0)})
+        await eventually(lambda: there.loads == {"a:1": Beside(0, 0)})
 
 
 async def test_a_gateway_that_is_gone_is_forgotten(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,10 +101,10 @@ async def test_a_gateway_that_is_gone_is_forgotten(redis: Redis, monkeypatch: py
     here, there = Known(), Known()
     async with gateway(redis, there):
         async with gateway(redis, here) as one:
-            here.own = [Held("tiny", "a:1", 700, 2)]
+            here.own = [Held("a:1", 700, 2)]
             one.placed("tiny", "a:1", CHAIN)
-            await eventually(lambda: there.loads.get(("tiny", "a:1")))
-        await eventually(lambda: there.loads == {("tiny", "a:1"): Beside(0, 0)})
+            await eventually(lambda: there.loads.get("a:1"))
+        await eventually(lambda: there.loads == {"a:1": Beside(0, 0)})
 
 
 async def test_without_requests_nothing_is_told(redis: Redis) -> None:
@@ -146,6 +148,32 @@ async def test_while_redis_is_away_nothing_is_lost_and_nobody_waits(
         between.cut = False
         await eventually(lambda: there.blocks == {("tiny", "a:1"): [CHAIN]})
         await eventually(lambda: here.blocks == {("tiny", "b:1"): [CHAIN]})
+
+
+async def test_a_conversation_goes_on_at_another_gateway_where_its_prefix_is(
+    engine: Engine, second: Engine, tmp_path: Path, redis: Redis, valkey_url: str
+) -> None:
+    """One gateway cannot reach the one engine when six conversations begin, so all are at the other. The second gateway
+    reaches both, and of prompts that nobody knows it would send each half of them."""
+    engine.script = second.script = recording("chat").script()
+    document = policies(engine, second)
+    texts = [f"{number} " + "a question with a long beginning " * 30 for number in range(6)]
+
+    def asked(text: str) -> dict[str, Any]:
+        return {**ASKED, "messages": [{"role": "user", "content": text}]}
+
+    async with (
+        serve(document, tmp_path / "here", redis, valkey_url) as here,
+        serve(document, tmp_path / "there", redis, valkey_url) as there,
+    ):
+        here.replica(engine).healthy = False
+        for text in texts:
+            assert (await here.post(asked(text))).status == 200
+        router = there.lifecycle.routers.by_model["tiny"]
+        await eventually(lambda: router.index.held(second.name) >= 6 * 3)
+        for text in texts:
+            assert (await there.post(asked(text + "and one thing more " * 20))).status == 200
+    assert (len(engine.received), len(second.received)) == (0, 12)
 
 
 async def test_a_gateway_starts_though_redis_is_not_there(tmp_path: Path) -> None:

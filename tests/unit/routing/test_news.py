@@ -157,7 +157,7 @@ def test_what_is_told_names_the_process_it_is_told_of() -> None:
 
 
 def test_a_load_is_told_when_it_changes_and_now_and_then_while_it_does_not() -> None:
-    loads, held = LoadNews(), [Held("tiny", "a:1", 500, 1)]
+    loads, held = LoadNews(), [Held("a:1", 500, 1)]
     assert loads.take([], 0) is None
     assert loads.take(held, 0) == held
     assert loads.take(held, AGAIN_MS - 1) is None
@@ -167,7 +167,7 @@ def test_a_load_is_told_when_it_changes_and_now_and_then_while_it_does_not() -> 
 
 
 def test_a_load_that_could_not_be_told_is_told_next() -> None:
-    loads, held = LoadNews(), [Held("tiny", "a:1", 500, 1)]
+    loads, held = LoadNews(), [Held("a:1", 500, 1)]
     loads.take(held, 0)
     loads.not_told()
     assert loads.take(held, 1) == held
@@ -175,16 +175,16 @@ def test_a_load_that_could_not_be_told_is_told_next() -> None:
 
 def test_what_others_have_in_flight_adds_up_by_replica() -> None:
     elsewhere = Elsewhere()
-    elsewhere.heard("one", [Held("tiny", "a:1", 500, 1), Held("tiny", "b:1", 0, 2)], 0)
-    elsewhere.heard("two", read_held(pack_held([Held("tiny", "a:1", 100, 3)])), 100)
-    assert elsewhere.beside(100) == {("tiny", "a:1"): Beside(600, 4), ("tiny", "b:1"): Beside(0, 2)}
+    elsewhere.heard("one", [Held("a:1", 500, 1), Held("b:1", 0, 2)], 0)
+    elsewhere.heard("two", read_held(pack_held([Held("a:1", 100, 3)])), 100)
+    assert elsewhere.beside(100) == {"a:1": Beside(600, 4), "b:1": Beside(0, 2)}
     elsewhere.heard("one", [], 200)
-    assert elsewhere.beside(200) == {("tiny", "a:1"): Beside(100, 3)}
+    assert elsewhere.beside(200) == {"a:1": Beside(100, 3)}
 
 
 def test_a_silent_gateways_load_is_believed_for_half_a_second_then_less_and_is_forgotten() -> None:
     elsewhere = Elsewhere()
-    elsewhere.heard("one", [Held("tiny", "a:1", 500, 4)], 0)
-    seen = [elsewhere.beside(now_ms).get(("tiny", "a:1")) for now_ms in (0, 500, 1000, 1499, 1500)]
+    elsewhere.heard("one", [Held("a:1", 500, 4)], 0)
+    seen = [elsewhere.beside(now_ms).get("a:1") for now_ms in (0, 500, 1000, 1499, 1500)]
     assert seen == [Beside(500, 4), Beside(500, 4), Beside(250, 2), Beside(0, 0), None]
     assert elsewhere.gateways == 0
