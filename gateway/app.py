@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from math import inf
 from pathlib import Path
@@ -31,6 +31,8 @@ from gateway.placement import Caches
 from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
 from gateway.reload import Reloader
+from gateway.routing import Router as ModelRouter
+from gateway.routing import ShadowedRouter
 from gateway.settings import Settings
 from gateway.sharing import Sharing
 from gateway.store import client
@@ -177,7 +179,7 @@ class Gateway:
             lifecycle.draining = self._draining
             neighbours = await stack.enter_async_context(Neighbours(lifecycle.routers, redis, now_ms=_loop_ms))
             lifecycle.routers.on_placed = neighbours.placed
-            metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher))
+            metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher, lifecycle.routers.by_model))
             pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
             administration = AdminPages(lifecycle, redis)
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
@@ -225,7 +227,9 @@ class Gateway:
             log.info("stopping")
 
 
-def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatcher) -> None:
+def _refresh(
+    metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatcher, routers: Mapping[str, ModelRouter]
+) -> None:
     for replica in fleet.replicas:
         metrics.replica_healthy.labels(replica.name).set(replica.healthy)
         metrics.replica_in_flight.labels(replica.name).set(replica.in_flight)
@@ -234,6 +238,15 @@ def _refresh(metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatc
     metrics.replayed.set(booked.replayed)
     metrics.given_up.set(booked.given_up)
     metrics.journal_failing.set(bool(booked.journal_failure))
+    for model, router in routers.items():
+        if isinstance(router, ShadowedRouter) and (shadow := router.counts()).requests:
+            metrics.shadowed.labels(model, "same").inc(shadow.requests - shadow.elsewhere)
+            metrics.shadowed.labels(model, "elsewhere").inc(shadow.elsewhere)
+            metrics.shadow_tokens.labels(model, "all").inc(shadow.input_tokens)
+            metrics.shadow_tokens.labels(model, "cached_taken").inc(shadow.cached_tokens)
+            metrics.shadow_tokens.labels(model, "cached_shadow").inc(shadow.cached_tokens_shadow)
+            metrics.shadow_ttft.labels(model, "taken").inc(shadow.ttft_ms / 1000)
+            metrics.shadow_ttft.labels(model, "shadow").inc(shadow.ttft_ms_shadow / 1000)
     for model, line in dispatcher.lines.items():
         metrics.queue_length.labels(model).set(len(line.queue))
         counts = line.counts()

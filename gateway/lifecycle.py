@@ -52,11 +52,11 @@ from gateway.isolation import Salts
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
 from gateway.placement import Placement, Routers
-from gateway.policy import ClassSpec, Policies, Scopes, TenantSpec
+from gateway.policy import ClassSpec, Policies, RoutingSpec, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
-from gateway.routing import Loads, Query, Router, chain_seed, prefix_chain
+from gateway.routing import Loads, Query, Router, chain_seed, prefix_chain, session_of
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable, key_of_headers
@@ -191,6 +191,7 @@ class Lifecycle:
                     chain=prefix_chain(view.prompt, chain_seed(salt.encode() or view.cache_salt)),
                     prompt_tokens=size.total if endpoint.computes else 0,
                     streams=view.stream,
+                    session=_session(model.spec.routing, call.tenant, given, view),
                 )
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
                     slot = self._slot(
@@ -437,6 +438,14 @@ def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
     if _PASSED_ON.isdisjoint(given):
         return b""
     return b"".join(b"%b: %b\r\n" % (name, given[name]) for name in sorted(_PASSED_ON) if name in given)
+
+
+def _session(routing: RoutingSpec, tenant: str, given: Mapping[bytes, bytes], view: RequestView) -> str:
+    """What says that the request belongs together with others, where that matters."""
+    if not routing.has_sessions:
+        return ""
+    header = routing.session_header
+    return session_of(tenant, given.get(header.encode(), b"") if header else b"", view.user)
 
 
 def _engine_body(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.fleet import Fleet, ModelFleet, Reading, Replica
-from gateway.routing import Beside, Booking, Held, Loads, Query, Router
+from gateway.policy import ModelSpec
+from gateway.routing import Beside, Booking, Held, Loads, Query, Router, router_of
 from gateway.wire import Usage
 
 
@@ -62,10 +63,12 @@ class Routers:
         self.on_placed: Callable[[str, str, Sequence[int]], None] = _nobody
         """Hears of each prompt's model, replica and blocks."""
         self._fleet = fleet
+        self._said: Mapping[str, ModelSpec] = {}
 
-    def use(self, models: Iterable[str]) -> None:
-        """From now on there are these models."""
-        self.by_model = {model: self.by_model.get(model) or self._router(model) for model in models}
+    def use(self, models: Mapping[str, ModelSpec]) -> None:
+        """From now on there are these models, placed as they say."""
+        self.by_model = {name: self._router(spec) for name, spec in models.items()}
+        self._said = models
 
     def note_elsewhere(self, model: str, replica: str, blocks: Sequence[int]) -> None:
         """Another gateway has sent a prompt of these blocks there."""
@@ -92,8 +95,9 @@ class Routers:
         for router in self.by_model.values():
             router.restarted(replica)
 
-    def _router(self, model: str) -> Router:
-        router = Router(self.loads)
+    def _router(self, spec: ModelSpec) -> Router:
+        model = spec.name
+        router = router_of(spec, self.loads, before=self.by_model.get(model), said=self._said.get(model))
         router.on_placed = lambda replica, blocks: self.on_placed(model, replica, blocks)
         return router
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Literal
+from urllib.parse import urlsplit
 
 from gateway.pricing import GPUS, Price
 
@@ -21,13 +22,39 @@ Disconnect = Literal["abort", "finish"]
 SinkFormat = Literal["cloudevents", "lago"]
 Excess = Literal["refuse", "cap"]
 CacheIsolation = Literal["shared", "tenant"]
+StrategyName = Literal["prefix", "least_loaded", "round_robin", "session", "weighted"]
+
+_SESSIONS = frozenset({"session", "weighted"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSpec:
-    """One engine process. `url` is scheme://host:port without a trailing slash."""
+    """One engine process. `url` is scheme://host:port without a trailing slash; `weight` its part of the requests where
+    they are placed by weight."""
 
     url: str
+    weight: Decimal = Decimal(1)
+
+    @property
+    def name(self) -> str:
+        """What metrics, events and logs call it: host:port."""
+        parts = urlsplit(self.url)
+        return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSpec:
+    """Where requests go. `session_header` (lower case) names what belongs together, otherwise a request's `user` does;
+    `shadow` is a strategy that is scored and not used."""
+
+    strategy: StrategyName = "prefix"
+    session_header: str | None = None
+    shadow: StrategyName | None = None
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether it matters which requests belong together."""
+        return not _SESSIONS.isdisjoint((self.strategy, self.shadow))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +119,7 @@ class ModelSpec:
     engine_priority: EnginePriority = "ignore"
     locality_tokens: int = 2000
     cache_isolation: CacheIsolation = "shared"
+    routing: RoutingSpec = field(default_factory=RoutingSpec)
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
     limits: ScopeLimitsSpec | None = None

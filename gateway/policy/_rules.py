@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from gateway.pricing import GPUS
 
-from ._documents import ContextSpec, GpuSpec, PriceSpec, TagsSpec
+from ._documents import ContextSpec, GpuSpec, ModelSpec, PriceSpec, RoutingSpec, TagsSpec
 from ._limits import RuleSpec
 from ._numbers import plain
 
@@ -149,6 +149,27 @@ def check_gpu(value: object) -> list[tuple[str, str]]:
         return [("usd_per_hour", "both sku and usd_per_hour say what the GPU costs; keep one")]
     if gpu.sku is None and gpu.usd_per_hour is None:
         return [("", "needs either sku (its price is in the catalogue) or usd_per_hour")]
+    return []
+
+
+def check_routing(value: object) -> list[tuple[str, str]]:
+    """What is said of a strategy is of one that there is: the field to blame and what is wrong."""
+    routing = cast(RoutingSpec, value)
+    if routing.shadow == routing.strategy:
+        return [("shadow", "is the strategy that is used already; name another, or leave it out")]
+    if routing.session_header is not None and not routing.has_sessions:
+        return [("session_header", "says nothing here: only the strategies session and weighted know sessions")]
+    return []
+
+
+def check_model(value: object) -> list[tuple[str, str]]:
+    """Weights are looked at and leave somebody to send to: the field to blame and what is wrong."""
+    model = cast(ModelSpec, value)
+    weights = [replica.weight for replica in model.replicas]
+    if "weighted" in (model.routing.strategy, model.routing.shadow):
+        return [] if any(weights) or not weights else [("replicas", "all weigh 0; give one of them more")]
+    if any(weight != 1 for weight in weights):
+        return [("replicas", "have weights, which only routing.strategy: weighted looks at; add it, or leave them out")]
     return []
 
 

@@ -20,6 +20,7 @@ from ._documents import (
     ModelSpec,
     PriceSpec,
     ReplicaSpec,
+    RoutingSpec,
     SinkSpec,
     SloSpec,
     TagsSpec,
@@ -33,10 +34,12 @@ from ._rules import (
     PLAIN_NAME,
     check_context,
     check_gpu,
+    check_model,
     check_model_choice,
     check_model_name,
     check_name,
     check_price,
+    check_routing,
     check_rule,
     check_sha256,
     check_sink_url,
@@ -187,7 +190,44 @@ REPLICA = Record(
             required=True,
             about="Address of the engine, http://HOST:PORT, without a path.",
             aka=("base_url", "address", "host", "endpoint", "api_base"),
-        )
+        ),
+        "weight": Field(
+            shape=Number(unit=units.PLAIN, whole=False, minimum=Decimal(0), maximum=Decimal(1_000_000)),
+            about="Its part of the requests, against the others' weights, where the strategy is weighted (default 1).",
+            aka=("share", "percent"),
+        ),
+    },
+)
+
+_STRATEGIES = ("prefix", "least_loaded", "round_robin", "session", "weighted")
+
+ROUTING = Record(
+    what="a routing section",
+    build=RoutingSpec,
+    example="{strategy: prefix, shadow: least_loaded}",
+    check=check_routing,
+    fields={
+        "strategy": Field(
+            shape=Choice(options=_STRATEGIES),
+            about="prefix (default): where the first token is expected soonest; least_loaded; round_robin; session: a "
+            "session has a replica of its own; weighted: by the replicas' weights.",
+            aka=("policy", "algorithm", "mode"),
+        ),
+        "session_header": Field(
+            shape=Text(
+                what="a header's name",
+                check=check_tag_header,
+                normalise=str.lower,
+                pattern=r"[A-Za-z0-9][A-Za-z0-9-]*",
+            ),
+            about="Request header that names the session (default: the request's user).",
+            aka=("session_key", "sticky_header", "header"),
+        ),
+        "shadow": Field(
+            shape=Choice(options=_STRATEGIES),
+            about="Another strategy, scored beside the one that is used: mtok_shadow_* say where it would have gone.",
+            aka=("dry_run", "compare"),
+        ),
     },
 )
 
@@ -242,6 +282,7 @@ MODEL = Record(
     what="a model",
     build=ModelSpec,
     example='{replicas: [{url: "http://127.0.0.1:9001"}]}',
+    check=check_model,
     fields={
         "engine": Field(
             shape=Choice(options=("vllm",), later=("sglang", "tgi", "tensorrt-llm", "llamacpp", "triton")),
@@ -291,6 +332,7 @@ MODEL = Record(
             aka=("priority", "scheduling_policy"),
         ),
         "cache_isolation": _CACHE_ISOLATION,
+        "routing": Field(shape=ROUTING, about="Where requests go.", aka=("load_balancing", "router", "lb_policy")),
         "gpu": Field(shape=GPU, about="What each replica runs on.", aka=("hardware",)),
         "limits": Field(shape=_limits_of("a model"), about="What all tenants may use of it together.", aka=("limit",)),
         "price": Field(shape=PRICE, about="What tenants pay for this model.", aka=("pricing", "cost")),

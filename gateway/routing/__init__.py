@@ -17,6 +17,8 @@ from ._news import (
 from ._prefix import Chain, prefix_chain
 from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target, least_loaded
 from ._salt import chain_seed, tenant_salt
+from ._shadow import ShadowCounts, ShadowedRouter
+from ._strategies import router_of, session_of, strategy_of
 
 __all__ = [
     "Beside",
@@ -35,6 +37,8 @@ __all__ = [
     "PrefixIndex",
     "Query",
     "Router",
+    "ShadowCounts",
+    "ShadowedRouter",
     "Strategy",
     "Target",
     "chain_seed",
@@ -44,5 +48,8 @@ __all__ = [
     "prefix_chain",
     "read_held",
     "read_placed",
+    "router_of",
+    "session_of",
+    "strategy_of",
     "tenant_salt",
 ]

@@ -228,6 +228,25 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.shadowed = Counter(
+            "mtok_shadow_requests",
+            "Requests that a shadow strategy would have sent to the same replica, or elsewhere.",
+            ("model", "to"),
+            registry=registry,
+        )
+        self.shadow_tokens = Counter(
+            "mtok_shadow_input_tokens",
+            "Prompt tokens of these requests, and of them those expected to be cached: where they went (taken), and "
+            "where the shadow strategy would have sent them, had it sent all of them (shadow).",
+            ("model", "kind"),
+            registry=registry,
+        )
+        self.shadow_ttft = Counter(
+            "mtok_shadow_ttft_seconds",
+            "Sum of their expected times to first token, likewise; of this gateway's own requests.",
+            ("model", "kind"),
+            registry=registry,
+        )
         self.itl_beside = Gauge(
             "mtok_itl_beside_long_prompts_seconds",
             "Mean time between tokens of the other answers while a long prompt was read, when measured last; over the "

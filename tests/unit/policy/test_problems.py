@@ -228,7 +228,23 @@ FIELDS += [
     ("ledger: {tags: {names: [a], header: 'a: b'}}", "ledger.tags.header: 'a: b' is a header's name"),
 ]
 
+FIELDS += [
+    (in_model("routing: {strategy: sticky}"), "models.m.routing.strategy: 'sticky' is not one of them; write one of"),
+    (in_model("routing: {shadow: prefix}"), "models.m.routing.shadow: is the strategy that is used already; name"),
+    (in_model("routing: {session_header: x-chat}"), "models.m.routing.session_header: says nothing here: only the"),
+    (
+        in_model("routing: {strategy: session, session_header: Cookie}"),
+        "models.m.routing.session_header: 'Cookie' has a meaning of its own",
+    ),
+    (
+        in_model("cache_isolation: key"),
+        "models.m.cache_isolation: 'key' is not one of them; write one of: shared, tena",
+    ),
+]
+
 REPLICAS = [
+    ("{url: http://a:1, weight: 5}", "models.m.replicas: have weights, which only routing.strategy: weighted looks at"),
+    ("{url: http://a:1, weight: -1}", "models.m.replicas[0].weight: must be at least 0, not -1"),
     ("{}", "models.m.replicas[0]: url is missing. Address of the engine, http://HOST:PORT, without a path."),
     ("{url: }", "models.m.replicas[0].url: is empty; give it a value or leave it out"),
     ("http://a:1", 'models.m.replicas[0]: is not a mapping; it holds a replica: write {url: "http://127.0.0.1:9001"}'),
