@@ -408,8 +408,9 @@ class Lifecycle:
                 Outcome("refused", code=refusal.code, refused_by=refusal.refused_by), now_ms=self.clock.now_ms()
             )
             self.telemetry.count(event, call.traceparent)
-            with contextlib.suppress(JournalUnavailable):  # the client hears why it was refused all the same
-                await self.ledger.record(event)
+            if not self.ledger.counts(event):
+                with contextlib.suppress(JournalUnavailable):  # the client hears why it was refused all the same
+                    await self.ledger.record(event)
         elif refusal.status == 401:
             self.telemetry.metrics.unauthorized.inc()
         log.debug("refused: %s", refusal.code, extra={"data": {"request_id": call.id, "key": call.key}})

@@ -23,6 +23,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     `event_id` is unique per event and stays what it is; `id` is the request's, which a client may choose and repeat.
     `time` is `ended_ms` as RFC 3339. Times are Unix milliseconds, 0 where there was no such moment. `cost_usd` is exact
     and the same amount as `cost_nanousd`. `input_tokens` and `output_tokens` are everything, the others parts of them.
+    `count` is how many requests it stands for: 1, but for refusals that came in a flood.
     """
 
     event_id: str
@@ -62,6 +63,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     asked_input_tokens: int
     asked_output_tokens: int
+    count: int
 
 
 COLUMNS: Final = UsageRow.__struct_fields__

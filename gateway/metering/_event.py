@@ -1,4 +1,5 @@
-"""The usage event: one per request, refused ones included. Never the prompt or the answer."""
+"""The usage event: one per request, refused ones included; of a flood of refusals, one for those alike. Never the
+prompt or the answer."""
 
 from __future__ import annotations
 
@@ -43,6 +44,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens more than `usage.input_tokens` × `samples`, and `undelivered_output_max` more than `usage.output_tokens`.
     `gateway_lost` is an answer whose gateway died; it was billed at its last
     checkpoint. A `correction` refers to the event it corrects and holds the difference, which may be negative.
+
+    `count` above 1: so many requests alike were refused from `arrived_ms` to `ended_ms`, of which this is the first.
     """
 
     v: int = msgspec.field(default_factory=lambda: EVENT_VERSION)  # always written, though other defaults are not
@@ -76,3 +79,4 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refused_by: RefusedBy | None = None
     asked_input_tokens: int = 0
     asked_output_tokens: int = 0
+    count: int = 1

@@ -35,6 +35,7 @@ from ._account import TenantAccount
 from ._books import Books
 from ._degraded import Degraded
 from ._event import UsageEvent
+from ._floods import Floods
 from ._journal import JournalUnavailable
 from ._open import OpenRequests, Snapshot
 from ._record import Record
@@ -48,6 +49,9 @@ ASK_TOKENS_MAX = 10**10
 
 SWEPT_AT_ONCE = 100
 """Tenants whose killed workers' leases are freed in one round."""
+
+FLOOD_BOOKED_S = 1.0
+"""What a killed gateway forgets of refusals that it only counted."""
 
 READ_WAIT_S = 0.25
 """The longest that a reader waits for what was booked before it asked."""
@@ -117,6 +121,7 @@ class Ledger:
         self._open = OpenRequests(self._books.checkpoint)
         degrades = self._settings.on_store_failure == "degrade"
         self._degraded = Degraded(self._settings.degraded_share, now_ms) if degrades else None
+        self._floods = Floods()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -127,6 +132,7 @@ class Ledger:
             "open requests": self._open.keep_noting(self._settings.checkpoint_s),
             "adoption": self._books.adopt(),
             "durability": self._books.keep_durable(),
+            "floods": self._keep_booking_floods(),
         }
         self._tasks += [self._loop.create_task(run, name=f"ledger: {name}") for name, run in running.items()]
         return self
@@ -246,6 +252,11 @@ class Ledger:
             raise JournalUnavailable(self._books.failure)
         await self._books.book(Record(event, Lease("", event.tenant, period, 0, 0, 0) if period else None))
 
+    def counts(self, event: UsageEvent) -> bool:
+        """Whether this refusal, or one like it that comes now, is counted with others that come in the same second;
+        their event is booked when that is over. If not, it is to be recorded by itself."""
+        return self._floods.counts(event, self._now_ms())
+
     async def booked(self, tenant: str) -> None:
         """Returns when Redis has what this worker has booked of `tenant`, so that who reads after an answer finds it;
         or after `READ_WAIT_S`, or when Redis is away."""
@@ -291,6 +302,7 @@ class Ledger:
             return 0
         self._closed = True
         await end_tasks(self._tasks)
+        await self._book_floods()
         self._open.close()
         await self._books.finish()
         await self.shipped(0.0 if self._coalescer.failures else timeout_s)
@@ -311,6 +323,16 @@ class Ledger:
             store_failures=self._coalescer.failures,
             journal_failure=self._books.failure,
         )
+
+    async def _keep_booking_floods(self) -> None:
+        while True:
+            await asyncio.sleep(FLOOD_BOOKED_S)
+            await self._book_floods()
+
+    async def _book_floods(self) -> None:
+        for event in self._floods.due():
+            with contextlib.suppress(JournalUnavailable):  # as with those that are recorded by themselves
+                await self.record(event)
 
     async def _renew_leases(self) -> None:
         while True:

@@ -90,7 +90,7 @@ def _totals(events: Iterable[UsageEvent]) -> dict[tuple[int, Dimensions], dict[s
             sums = totals[place] = {}
         if event.status == "refused":
             refused = f"{REFUSED_PREFIX}{event.code}"
-            sums[refused] = sums.get(refused, 0) + 1
+            sums[refused] = sums.get(refused, 0) + event.count
             continue
         usage = event.usage
         if not sums:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from sys import intern
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.metering import UsageEvent
 
@@ -22,7 +23,8 @@ class Arrival(msgspec.Struct, gc=False, kw_only=True):
     """One request. The names are those of `mtok usage export --format jsonl`, whose lines can be read as they are; what
     else is in them is not looked at. `arrived_ms` is Unix milliseconds; `input_tokens` includes the cached ones.
     `asked_output_tokens` is the client's own bound, 0 where it named none; `asked_input_tokens` is what a prompt was
-    taken for that nobody counted.
+    taken for that nobody counted. `count` above 1: so many alike that came from then until
+    `ended_ms`, which matters only there.
     """
 
     arrived_ms: int
@@ -36,6 +38,8 @@ class Arrival(msgspec.Struct, gc=False, kw_only=True):
     output_tokens: int = 0
     asked_input_tokens: int = 0
     asked_output_tokens: int = 0
+    ended_ms: int = 0
+    count: int = 1
 
 
 _decoder = msgspec.json.Decoder(Arrival)
@@ -56,6 +60,8 @@ def arrival_of(event: UsageEvent) -> Arrival:
         output_tokens=usage.output_tokens,
         asked_input_tokens=event.asked_input_tokens,
         asked_output_tokens=event.asked_output_tokens,
+        ended_ms=event.ended_ms if event.count > 1 else 0,
+        count=event.count,
     )
 
 
@@ -96,18 +102,18 @@ def prepared(found: Iterable[Arrival], *, seed: int = 0) -> Prepared:
         if one.status == "correction":
             continue
         if not one.model:
-            left_out += 1
+            left_out += one.count
             continue
         one.tenant, one.model, one.key = intern(one.tenant), intern(one.model), intern(one.key)
         one.endpoint, one.status = intern(one.endpoint), intern(one.status)
-        arrivals.append(one)
-        if one.input_tokens:
-            if one.status not in NOT_SERVED:
-                sizes = (one.input_tokens, one.input_cached_tokens, one.output_tokens)
-                for where in ((one.tenant, one.model), (one.tenant, ""), ("", "")):
-                    known[where].append(sizes)
-        else:
-            unknown.append(one)
+        alike = [one] if one.count == 1 else _apart(one)
+        arrivals += alike
+        if not one.input_tokens:
+            unknown += alike
+        elif one.status not in NOT_SERVED:
+            sizes = (one.input_tokens, one.input_cached_tokens, one.output_tokens)
+            for where in ((one.tenant, one.model), (one.tenant, ""), ("", "")):
+                known[where].append(sizes)
     arrivals.sort(key=_when)
     unknown.sort(key=_when)
     dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
@@ -121,6 +127,15 @@ def prepared(found: Iterable[Arrival], *, seed: int = 0) -> Prepared:
         left_out += len(unknown)
         arrivals = [one for one in arrivals if one.input_tokens]
     return Prepared(arrivals=arrivals, imputed=imputed, left_out=left_out)
+
+
+def _apart(flood: Arrival) -> list[Arrival]:
+    """The requests that it stands for, spread evenly over its time."""
+    span_ms = max(0, flood.ended_ms - flood.arrived_ms)
+    return [
+        replace(flood, arrived_ms=flood.arrived_ms + number * span_ms // flood.count, count=1)
+        for number in range(flood.count)
+    ]
 
 
 def _impute(one: Arrival, sizes: Sizes) -> None:

@@ -49,7 +49,8 @@ class RequestShown(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One usage event. `entry` is where it is in the tenant's stream; no other event has it, while clients may choose
     one `id` twice. Times are Unix milliseconds; what is empty or 0 and not always there is left out.
 
-    A request's `corrections` are later events that refer to it. Where there was more to look at than one answer may,
+    Where `count` is above 1 it stands for so many refused requests alike, which came from `arrived_ms` to `ended_ms`. A
+    request's `corrections` are later events that refer to it. Where there was more to look at than one answer may,
     `corrections_until_ms` says until when they were looked for.
     """
 
@@ -85,6 +86,7 @@ class RequestShown(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     policy: str = ""
     queued_ms: int = 0
     refused_by: RefusedBy | None = None
+    count: int = 1
     corrections: list[RequestShown] | msgspec.UnsetType = msgspec.UNSET
     corrections_until_ms: int | msgspec.UnsetType = msgspec.UNSET
 
@@ -235,6 +237,7 @@ async def find_event(
 
     An id of the gateway's own, or any UUID of version 7, tells its time: the search begins there and goes forward.
     Another is looked for from now backwards, or from `query.end_s`; of several events with it the newest is found.
+    Where none has the id, what counts refusals of the moment that it tells is: it may be among them.
 
     Raises:
         StoreUnavailable: Redis did not answer.
@@ -259,7 +262,24 @@ async def find_event(
         looked_at, last = looked_at + part.looked_at, part.last
         if looked_at >= SEARCHED_EVENTS:
             break
+    if told_ms is not None and (counted := await _counted_with(redis, key, told_ms)) is not None:
+        return counted
     return _not_found(request_id, start_s, query.end_s or now_s, last if looked_at >= SEARCHED_EVENTS else "", forwards)
+
+
+async def _counted_with(redis: Redis, key: str, told_ms: int) -> Booked | None:
+    """The event that counts what was refused in a flood at that time, if there was one."""
+    begin, end = f"{max(0, told_ms - CLOCKS_DIFFER_MS)}", f"{told_ms + 2 * CLOCKS_DIFFER_MS}"
+    looked_at = 0
+    async for part in _search(redis, key, "XRANGE", begin, end, texts=[b'"count":']):
+        for entry, json in part.found:
+            event = _decode(json)
+            if event.arrived_ms <= told_ms <= event.ended_ms:
+                return Booked(entry, event)
+        looked_at += part.looked_at
+        if looked_at >= SEARCHED_EVENTS:
+            break
+    return None
 
 
 async def _corrections(
@@ -338,6 +358,7 @@ def show_event(entry: str, event: UsageEvent, replica_name: Callable[[str], str]
         policy=event.policy,
         queued_ms=event.queued_ms,
         refused_by=event.refused_by,
+        count=event.count,
     )
 
 

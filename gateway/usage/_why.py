@@ -88,6 +88,9 @@ def why(event: UsageEvent) -> Why:
         if event.replica and event.code in _ENGINES:
             told = f"The engine at {event.replica} refused it. {told}"
 
+    if event.count > 1:
+        told = f"{told} It is one of {event.count} alike that were refused within a second and counted together."
+
     def after_ms(moment_ms: int) -> int | None:
         return moment_ms - event.arrived_ms if moment_ms else None
 

@@ -168,7 +168,7 @@ def _sums(events: list[UsageEvent]) -> Counter[Place]:
     for event in events:
         group = dimensions(event)
         if event.status == "refused":
-            metrics = {f"refused:{event.code}": 1}
+            metrics = {f"refused:{event.code}": event.count}
         else:
             metrics = {
                 "requests": 1,

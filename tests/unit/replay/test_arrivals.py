@@ -42,6 +42,17 @@ def test_an_event_is_an_arrival_and_an_exports_line_is_the_same() -> None:
     assert list(read_lines([line, b"\n"])) == [expected]
 
 
+def test_a_flood_of_refusals_is_as_many_arrivals_spread_over_its_time() -> None:
+    found = [
+        arrival(0, "acme", input_tokens=900, output_tokens=90),
+        Arrival(arrived_ms=T0_MS + 10, ended_ms=T0_MS + 210, count=4, tenant="acme", model="llama", status="refused"),
+    ]
+    ready = prepared(found)
+    assert [one.arrived_ms - T0_MS for one in ready.arrivals] == [0, 10, 60, 110, 160]
+    assert {one.input_tokens for one in ready.arrivals} == {900}
+    assert ready.imputed == 4
+
+
 def test_a_line_that_is_no_arrival_is_named() -> None:
     with pytest.raises(ValueError, match=r"line 2 is no arrival: .*arrived_ms"):
         list(read_lines([b'{"arrived_ms":1,"tenant":"a","model":"m"}', b'{"tenant":"a","model":"m"}']))
