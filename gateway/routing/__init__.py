@@ -2,6 +2,7 @@
 
 from ._elsewhere import Beside, Elsewhere
 from ._index import PrefixIndex
+from ._least import least_loaded
 from ._load import Load, Loads
 from ._news import (
     Held,
@@ -15,7 +16,7 @@ from ._news import (
     read_placed,
 )
 from ._prefix import Chain, prefix_chain
-from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target, least_loaded
+from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target
 from ._salt import chain_seed, tenant_salt
 from ._shadow import ShadowCounts, ShadowedRouter
 from ._strategies import router_of, session_of, strategy_of

@@ -32,12 +32,13 @@ class _Generation:
         self.unknown = 0
 
 
-class _Held:
+class Held:
     """A replica's blocks. `mask` has the bits of all its generations, oldest first; `count` are different blocks."""
 
-    __slots__ = ("capacity", "count", "generations", "mask")
+    __slots__ = ("capacity", "count", "generations", "mask", "name")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.capacity = CAPACITY_BLOCKS
         self.count = 0
         self.generations: list[_Generation] = []
@@ -49,29 +50,36 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._holders: dict[int, int] = {}
-        self._replicas: dict[str, _Held] = {}
+        self._replicas: dict[str, Held] = {}
         self._free_bits: list[int] = []
         self._bits = 0
+        self._by_bit: dict[int, Held] = {}
         self._masks: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._holders)
 
-    def held(self, name: str) -> int:
-        """How many blocks a replica is taken to hold."""
-        found = self._replicas.get(name)
-        return 0 if found is None else found.count
-
-    def mask(self, name: str) -> int:
-        """The bits that stand for a replica among holders."""
-        found = self._replicas.get(name)
-        return 0 if found is None else found.mask
+    def of(self, name: str) -> Held:
+        """A replica's blocks; the same object for as long as this lives."""
+        held = self._replicas.get(name)
+        if held is None:
+            held = self._replicas[name] = Held(name)
+        return held
 
     def resize(self, name: str, blocks: int) -> None:
         """A replica's engine caches so many."""
-        held = self._of(name)
+        held = self.of(name)
         held.capacity = max(GENERATIONS, blocks)
         self._bound(held)
+
+    def holders(self, mask: int) -> list[str]:
+        """Whose bits these are; who has several comes as often."""
+        names = []
+        while mask:
+            bit = mask & -mask
+            names.append(self._by_bit[bit].name)
+            mask ^= bit
+        return names
 
     def steps(self, blocks: Sequence[int]) -> Steps:
         """Who holds how much of a chain."""
@@ -98,7 +106,7 @@ class PrefixIndex:
 
     def note(self, blocks: Sequence[int], name: str, *, unknown: int = 0) -> None:
         """A replica has used all of these blocks, one after the other, just now, and so many more that nobody knows."""
-        held = self._of(name)
+        held = self.of(name)
         if not held.generations or held.generations[-1].new * GENERATIONS >= held.capacity:
             self._begin(held)
         young, mask, before = held.generations[-1], held.mask, held.count
@@ -127,10 +135,9 @@ class PrefixIndex:
 
     def forget(self, name: str) -> None:
         """A replica holds nothing any more."""
-        held = self._replicas.pop(name, None)
-        if held is not None:
-            while held.generations:
-                self._drop_oldest(held)
+        held = self._replicas.get(name)
+        while held is not None and held.generations:
+            self._drop_oldest(held)
 
     def forget_oldest(self, name: str) -> None:
         """A replica holds less than was thought: not what it used longest ago."""
@@ -138,13 +145,7 @@ class PrefixIndex:
         if held is not None and held.generations:
             self._drop_oldest(held)
 
-    def _of(self, name: str) -> _Held:
-        held = self._replicas.get(name)
-        if held is None:
-            held = self._replicas[name] = _Held()
-        return held
-
-    def _begin(self, held: _Held) -> None:
+    def _begin(self, held: Held) -> None:
         if len(held.generations) == GENERATIONS:
             self._drop_oldest(held)
         if self._free_bits:
@@ -153,12 +154,13 @@ class PrefixIndex:
             bit, self._bits = 1 << self._bits, self._bits + 1
         held.generations.append(_Generation(bit))
         held.mask |= bit
+        self._by_bit[bit] = held
 
-    def _bound(self, held: _Held) -> None:
+    def _bound(self, held: Held) -> None:
         while held.count > held.capacity and len(held.generations) > 1:
             self._drop_oldest(held)
 
-    def _drop_oldest(self, held: _Held) -> None:
+    def _drop_oldest(self, held: Held) -> None:
         oldest = held.generations.pop(0)
         bit, holders, masks = oldest.bit, self._holders, self._masks
         held.mask &= ~bit
@@ -173,6 +175,7 @@ class PrefixIndex:
             if not left & mask:
                 held.count -= 1
         self._free_bits.append(bit)
+        del self._by_bit[bit]
 
 
 def depth_of(mask: int, steps: Steps) -> int:

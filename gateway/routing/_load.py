@@ -31,29 +31,49 @@ class Load:
     """One replica's, whichever model's requests they are. `waiting` is the work booked there that has not come to its
     first token, in tokens of a short prompt; `running` are the requests that have not ended."""
 
-    __slots__ = ("_rates", "beside", "ms_per_token", "rate", "running", "waiting")
+    __slots__ = ("_beside", "_rates", "_unsorted", "ms_per_token", "rate", "running", "wait_ms", "waiting")
 
     def __init__(self) -> None:
         self.waiting = 0
         self.running = 0
-        self.beside = _NOTHING
+        self.wait_ms = 0.0
+        """How long until it can begin to read another prompt."""
+        self._beside = _NOTHING
+        self._unsorted = 0
         self.rate: float | None = None
         """Tokens a second; None: not known yet."""
         self.ms_per_token = 1000 / PREFILL_TOKENS_PER_S
         self._rates: deque[float] = deque(maxlen=SAMPLES_KEPT)
 
-    def wait_ms(self) -> float:
-        """How long until it can begin to read another prompt."""
-        beside = self.beside
-        return (self.waiting + beside.waiting_tokens) * self.ms_per_token + (self.running + beside.running) * RUNNING_MS
+    @property
+    def beside(self) -> Beside:
+        """What other gateways have there."""
+        return self._beside
+
+    @beside.setter
+    def beside(self, beside: Beside) -> None:
+        self._beside = beside
+        self.add(0, 0)
+
+    def add(self, waiting: int, running: int) -> None:
+        """So much more is booked there, or less."""
+        self.waiting += waiting
+        self.running += running
+        beside = self._beside
+        self.wait_ms = (self.waiting + beside.waiting_tokens) * self.ms_per_token + (
+            self.running + beside.running
+        ) * RUNNING_MS
 
     def learn(self, tokens: int, took_ms: int) -> None:
         """So much work, with little ahead of it, took so long to its first token."""
         self._rates.append(tokens * 1000 / took_ms)
-        if len(self._rates) >= SAMPLES_LEAST:
+        self._unsorted += 1
+        if self._unsorted >= SAMPLES_LEAST:
+            self._unsorted = 0
             ordered = sorted(self._rates)
             self.rate = ordered[int(RATE_PART * (len(ordered) - 1))]
             self.ms_per_token = 1000 / self.rate
+            self.add(0, 0)
 
 
 class Loads:

@@ -6,6 +6,8 @@ and not tokens: the gateway has them without a tokenizer, and what is equal in b
 
 from __future__ import annotations
 
+import struct
+
 import xxhash
 from msgspec import Struct
 
@@ -13,6 +15,7 @@ BLOCK_BYTES = 256
 """About 64 tokens: four of vLLM's default cache blocks of 16."""
 
 _hash = xxhash.xxh3_64_intdigest
+_blocks = struct.Struct(f"{BLOCK_BYTES}s").iter_unpack
 
 
 class Chain(Struct, frozen=True, gc=False):
@@ -33,4 +36,5 @@ def prefix_chain(text: bytes, seed: int = 0) -> Chain:
     if not end:
         return Chain([_hash(text, seed)], text)
     last = seed
-    return Chain([last := _hash(text[start : start + BLOCK_BYTES], last) for start in range(0, end, BLOCK_BYTES)], text)
+    whole = text if end == len(text) else text[:end]
+    return Chain([last := _hash(block, last) for (block,) in _blocks(whole)], text)

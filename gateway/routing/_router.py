@@ -8,19 +8,40 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from math import ceil
+from typing import Protocol
 
 import xxhash
 from msgspec import Struct
 
 from ._elsewhere import Beside
-from ._index import PrefixIndex, Steps, depth_of
+from ._ends import Ends
+from ._heat import Heat
+from ._index import Held, PrefixIndex, Steps, depth_of
 from ._load import AHEAD_PART, LEARNS_FROM_TOKENS, Load, Loads, work
 from ._prefix import BLOCK_BYTES, Chain
 
 TOKEN_BYTES = 4.0
 """Of English text, until prompts have told."""
-TOKEN_BYTES_PART = 0.02
+LEARNS_PART = 0.02
+MISSED_LEAST = 256
+"""An engine rounds what it has cached down to its blocks; predictions of fewer tokens say nothing of the index."""
+TRUTH_PART = 0.125
+TRUTH_LEAST = 0.5
+"""Of what it should hold a replica had less, on average: what it used longest ago it has not got."""
+UNSEEN_WARM = 0.5
+"""How much of a prompt that is new here its rendezvous replica is taken to hold, from other gateways, until it has been
+seen how often that is so."""
+UNSEEN_PART = 0.05
+COPIES_SPARE = 1.1
+"""Replicas for a hot prefix, over those whose whole time it would take."""
+MEMBERS_USED = 64
+"""How often the replicas of a hot prefix are looked up before they are worked out again."""
+
+FEW_HOLDERS = 8
+"""Of more it is not looked up where conversations ended: they have a common beginning and nothing else."""
+
+_hash = xxhash.xxh3_64_intdigest
 
 
 class Target(Protocol):
@@ -41,7 +62,7 @@ class Query(Struct, frozen=True, kw_only=True, gc=False):
     session: str = ""
 
 
-class Expected(Struct, frozen=True, kw_only=True):
+class Expected(Struct, frozen=True):
     """What is expected of a request at one replica: how much of its prompt is cached there, uncached tokens of others
     that come before it, requests that run there, and when its first token comes, in milliseconds from now."""
 
@@ -67,22 +88,26 @@ class Booking:
         "reads",
         "replica",
         "runs",
+        "site",
+        "unseen",
         "work",
     )
 
     def __init__(
-        self, query: Query, index: int, *, cached_bytes: int, expected: Expected, load: Load, work: int, at_ms: int
+        self, query: Query, index: int, site: _Site, expected: Expected, *, cached_bytes: int, unseen: bool, at_ms: int
     ) -> None:
         self.query = query
         self.index = index
-        self.replica = expected.replica
-        self.cached_bytes = cached_bytes
+        self.site = site
+        self.load = site.load
+        self.replica = site.name
         self.expected = expected
-        self.load = load
-        self.work = work
+        self.cached_bytes = cached_bytes
+        self.unseen = unseen
         self.at_ms = at_ms
+        self.work = work(query.prompt_tokens - expected.cached_tokens, query.prompt_tokens)
+        self.clear = site.load.waiting <= AHEAD_PART * self.work
         self.reads = self.runs = True
-        self.clear = load.waiting <= AHEAD_PART * work
 
 
 class Strategy(Protocol):
@@ -95,13 +120,31 @@ class Prefix:
     """The default: the least expected time to the first token."""
 
     def pick(self, router: Router, query: Query, targets: Sequence[Target], now_ms: int) -> int:
-        costs = router.costs_ms(query, targets)
-        least = min(costs)
-        tied = [index for index, cost in enumerate(costs) if cost <= least]
-        if len(tied) == 1:
-            return tied[0]
-        block = query.chain.blocks[0]
-        return max(tied, key=lambda index: router.weight(block, targets[index].name))
+        return router.soonest(query, targets)
+
+
+class _Site:
+    """A replica as one model's router sees it. `truth` is how much of what was predicted to be cached was."""
+
+    __slots__ = ("held", "key", "load", "name", "truth")
+
+    def __init__(self, name: str, load: Load, held: Held) -> None:
+        self.name = name
+        self.load = load
+        self.held = held
+        self.key = name.encode()
+        self.truth = 1.0
+
+
+class _Members:
+    """The replicas that are to hold a hot prefix, of so many."""
+
+    __slots__ = ("names", "of", "used")
+
+    def __init__(self, of: int, names: frozenset[str]) -> None:
+        self.of = of
+        self.names = names
+        self.used = 0
 
 
 class Router:
@@ -115,39 +158,43 @@ class Router:
         self.token_bytes = TOKEN_BYTES
         self.on_placed: Callable[[str, Sequence[int]], None] = _nobody
         """Hears which replica each prompt goes to, and its blocks."""
+        self.unseen_warm = UNSEEN_WARM
+        """How much of prompts new here their rendezvous replica did hold."""
+        self._heat = Heat()
+        self._ends = Ends()
+        self._sites: dict[str, _Site] = {}
+        self._members: dict[int, _Members] = {}
         self._presumed: list[tuple[int, int, Booking]] = []
         self._booked = 0
+        self._running = 0
+
+    def inherit(self, before: Router) -> None:
+        """It takes over what that one knew of prompts, before it has decided anything."""
+        self.index, self.token_bytes, self.unseen_warm = before.index, before.token_bytes, before.unseen_warm
+        self._heat, self._ends = before._heat, before._ends
 
     def expect(self, query: Query, targets: Sequence[Target], now_ms: int) -> list[Expected]:
         """What is expected at each of the targets, in their order."""
         self._presume_read(now_ms)
         steps = self.index.steps(query.chain.blocks)
-        return [self._expected(query, steps, target.name) for target in targets]
+        return [self._expected(query, steps, self._site(target.name))[0] for target in targets]
 
     def choose(self, query: Query, targets: Sequence[Target], now_ms: int) -> Booking:
         """Books the request at one of the targets, of which there is at least one."""
         self._presume_read(now_ms)
         index = 0 if len(targets) == 1 else self.strategy.pick(self, query, targets, now_ms)
-        name, chain = targets[index].name, query.chain
-        steps = self.index.steps(chain.blocks)
-        cached_bytes = chain.bytes_at(depth_of(self.index.mask(name), steps))
-        expected = self._expected(query, steps, name)
-        load = self.loads.of(name)
-        uncached = query.prompt_tokens - expected.cached_tokens
+        site, blocks = self._site(targets[index].name), query.chain.blocks
+        steps = self.index.steps(blocks)
+        expected, cached_bytes = self._expected(query, steps, site)
         booking = Booking(
-            query,
-            index,
-            cached_bytes=cached_bytes,
-            expected=expected,
-            load=load,
-            work=work(uncached, query.prompt_tokens),
-            at_ms=now_ms,
+            query, index, site, expected, cached_bytes=cached_bytes, unseen=self._unseen(query, steps), at_ms=now_ms
         )
-        load.waiting += booking.work
-        load.running += 1
+        self._running += 1
+        site.load.add(booking.work, 1)
         if query.prompt_tokens:
-            self.index.note(chain.blocks, name)
-            self.on_placed(name, chain.blocks)
+            self.index.note(blocks, site.name)
+            self._heat.count(blocks)
+            self.on_placed(site.name, blocks)
         if not query.streams:
             self._booked += 1
             heapq.heappush(self._presumed, (now_ms + expected.ttft_ms, self._booked, booking))
@@ -164,9 +211,22 @@ class Router:
 
     def answered(self, booking: Booking, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         """What the engine has told of it at its end. Does not release it: see `ended`."""
-        text_bytes = len(booking.query.chain.text)
-        if input_tokens and text_bytes >= BLOCK_BYTES:
-            self.token_bytes += TOKEN_BYTES_PART * (text_bytes / input_tokens - self.token_bytes)
+        query, site = booking.query, booking.site
+        text_bytes = len(query.chain.text)
+        if not input_tokens or not query.prompt_tokens or text_bytes < BLOCK_BYTES:
+            return
+        self.token_bytes += LEARNS_PART * (text_bytes / input_tokens - self.token_bytes)
+        self._ends.note(query.chain, site.name, output_tokens)
+        self.index.note((), site.name, unknown=int(output_tokens * self.token_bytes) // BLOCK_BYTES)
+        predicted = input_tokens * booking.cached_bytes // text_bytes
+        if booking.unseen:
+            found = max(0.0, cached_tokens - predicted) / max(1, input_tokens - predicted)
+            self.unseen_warm += UNSEEN_PART * (found - self.unseen_warm)
+        if predicted >= MISSED_LEAST:
+            site.truth += TRUTH_PART * (min(1.0, cached_tokens / predicted) - site.truth)
+            if site.truth < TRUTH_LEAST:
+                site.truth = 1.0
+                self.index.forget_oldest(site.name)
 
     def ended(self, booking: Booking) -> None:
         """The engine does nothing more for it; only the first call counts."""
@@ -174,11 +234,13 @@ class Router:
             self._has_read(booking)
         if booking.runs:
             booking.runs = False
-            booking.load.running -= 1
+            booking.load.add(0, -1)
+            self._running -= 1
 
     def restarted(self, replica: str) -> None:
         """Its engine's cache is empty: the process is new, or was told to forget."""
         self.index.forget(replica)
+        self._site(replica).truth = 1.0
 
     def capacity(self, replica: str, kv_tokens: int) -> None:
         """Its engine's cache holds so many tokens."""
@@ -192,22 +254,6 @@ class Router:
         """What other gateways have there now."""
         self.loads.of(replica).beside = Beside(waiting_tokens, running)
 
-    def costs_ms(self, query: Query, targets: Sequence[Target]) -> list[float]:
-        """What placing the request at each of the targets would cost, in milliseconds of its time to first token."""
-        prompt, chain = query.prompt_tokens, query.chain
-        steps, of, mask = self.index.steps(chain.blocks), self.loads.of, self.index.mask
-        text_bytes = max(1, len(chain.text))
-        whole = work(prompt, prompt)
-        costs = []
-        for target in targets:
-            name = target.name
-            load = of(name)
-            own = whole
-            if steps and (depth := depth_of(mask(name), steps)):
-                own = work(max(1, prompt - prompt * chain.bytes_at(depth) // text_bytes), prompt)
-            costs.append(load.wait_ms() + own * load.ms_per_token)
-        return costs
-
     def cached_most(self, query: Query) -> int:
         """How many of its prompt's tokens the replica has that has most of them."""
         steps = self.index.steps(query.chain.blocks)
@@ -218,26 +264,125 @@ class Router:
         load = self.loads.of(replica)
         return load.running + load.beside.running
 
-    @staticmethod
-    def weight(block: int, replica: str) -> int:
+    def weight(self, block: int, replica: str) -> int:
         """A prefix's preference for a replica, the same for everybody who asks."""
-        return _weight(block, replica)
+        return _hash(self._site(replica).key, block)
 
-    def _expected(self, query: Query, steps: Steps, name: str) -> Expected:
-        chain, prompt = query.chain, query.prompt_tokens
-        load, depth = self.loads.of(name), depth_of(self.index.mask(name), steps)
-        cached = max(0, min(prompt - 1, prompt * chain.bytes_at(depth) // max(1, len(chain.text))))
-        return Expected(
-            replica=name,
-            cached_tokens=cached,
-            waiting_tokens=int(load.waiting) + load.beside.waiting_tokens,
-            running=load.running + load.beside.running,
-            ttft_ms=int(load.wait_ms() + work(prompt - cached, prompt) * load.ms_per_token),
+    def costs_ms(self, query: Query, targets: Sequence[Target]) -> list[float]:
+        """What placing the request at each of the targets would cost, in milliseconds of its time to first token."""
+        return self._costs(query, self._sites_of(targets))[0]
+
+    def soonest(self, query: Query, targets: Sequence[Target]) -> int:
+        """Where it costs least, by its place among the targets."""
+        sites = self._sites_of(targets)
+        costs, hot, is_unseen = self._costs(query, sites)
+        blocks = query.chain.blocks
+        weights: list[int] = []
+        if is_unseen and self.unseen_warm > LEARNS_PART:
+            weights = _weights(blocks[min(hot, len(blocks) - 1)], sites)
+            if hot:
+                members = self._members_of(blocks[hot - 1], sites)
+                home = max([(weight, n) for n, weight in enumerate(weights) if sites[n].name in members])[1]
+            else:
+                home = weights.index(max(weights))
+            costs[home] -= self.unseen_warm * (costs[home] - sites[home].load.wait_ms)
+        least = min(costs)
+        if costs.count(least) == 1:
+            return costs.index(least)
+        weights = weights or _weights(blocks[min(hot, len(blocks) - 1)], sites)
+        return max([(weight, n) for n, weight in enumerate(weights) if costs[n] == least])[1]
+
+    def _costs(self, query: Query, sites: Sequence[_Site]) -> tuple[list[float], int, bool]:
+        """At each of them; how many of its first blocks are hot; and whether nobody is known to hold more."""
+        prompt, chain = query.prompt_tokens, query.chain
+        blocks, text_bytes = chain.blocks, max(1, len(chain.text))
+        whole = work(prompt, prompt)
+        steps = self.index.steps(blocks)
+        hot = self._heat.depth(blocks, 1 / len(sites)) if steps else 0
+        if hot:
+            members = self._members_of(blocks[hot - 1], sites)
+            warm = work(max(1, prompt - prompt * chain.bytes_at(hot) // text_bytes), prompt)
+            costs = [
+                site.load.wait_ms + (warm if site.name in members else whole) * site.load.ms_per_token for site in sites
+            ]
+        else:
+            costs = [site.load.wait_ms + whole * site.load.ms_per_token for site in sites]
+        is_unseen = True
+        for depth, holders in reversed(steps):
+            if depth <= hot:
+                continue
+            is_unseen = False
+            cached_bytes = chain.bytes_at(depth)
+            if holders.bit_count() > max(FEW_HOLDERS, len(sites) // 2):
+                own = work(max(1, prompt - prompt * cached_bytes // text_bytes), prompt)
+                for index, site in enumerate(sites):
+                    if site.held.mask & holders:
+                        costs[index] = site.load.wait_ms + own * site.load.ms_per_token
+                continue
+            for name in self.index.holders(holders):
+                holder = self._sites.get(name)
+                if holder is not None and holder in sites:
+                    cached = self._cached_bytes(chain, depth, holder)
+                    own = work(max(1, prompt - int(holder.truth * prompt * cached) // text_bytes), prompt)
+                    costs[sites.index(holder)] = holder.load.wait_ms + own * holder.load.ms_per_token
+        return costs, hot, is_unseen
+
+    def _members_of(self, block: int, sites: Sequence[_Site]) -> frozenset[str]:
+        """Which replicas are to hold the hot prefix that ends with this block: as many as its share of the requests
+        takes, the first in rendezvous order, so that gateways agree, and that fewer when it cools are some of them."""
+        known = self._members.get(block)
+        if known is not None and known.of == len(sites) and known.used < MEMBERS_USED:
+            known.used += 1
+            return known.names
+        share = self._heat.share(block)
+        copies = ceil(min(COPIES_SPARE * share * len(sites), share * self._running + 1))
+        ordered = sorted(zip(_weights(block, sites), [site.name for site in sites], strict=True), reverse=True)
+        names = frozenset([name for _, name in ordered[:copies]])
+        if len(self._members) > MEMBERS_USED:
+            self._members.clear()
+        self._members[block] = _Members(len(sites), names)
+        return names
+
+    def _unseen(self, query: Query, steps: Steps) -> bool:
+        return not steps or steps[0][0] <= self._heat.depth(query.chain.blocks, 1 / max(1, len(self._sites)))
+
+    def _cached_bytes(self, chain: Chain, depth: int, site: _Site) -> int:
+        """How much of the text a replica should have that has seen so many blocks of it."""
+        if not depth:
+            return 0
+        tail_bytes, answer_tokens = self._ends.beyond(chain, depth, site.name)
+        seen = chain.bytes_at(depth) + tail_bytes + int(answer_tokens * self.token_bytes)
+        return min(seen, len(chain.text))
+
+    def _expected(self, query: Query, steps: Steps, site: _Site) -> tuple[Expected, int]:
+        chain, prompt, load = query.chain, query.prompt_tokens, site.load
+        cached_bytes = self._cached_bytes(chain, depth_of(site.held.mask, steps), site)
+        cached = max(0, min(prompt - 1, prompt * cached_bytes // max(1, len(chain.text))))
+        expected = Expected(
+            site.name,
+            cached,
+            load.waiting + load.beside.waiting_tokens,
+            load.running + load.beside.running,
+            int(load.wait_ms + work(prompt - cached, prompt) * load.ms_per_token),
         )
+        return expected, cached_bytes
+
+    def _sites_of(self, targets: Sequence[Target]) -> list[_Site]:
+        sites = self._sites
+        try:
+            return [sites[target.name] for target in targets]
+        except KeyError:
+            return [self._site(target.name) for target in targets]
+
+    def _site(self, name: str) -> _Site:
+        site = self._sites.get(name)
+        if site is None:
+            site = self._sites[name] = _Site(name, self.loads.of(name), self.index.of(name))
+        return site
 
     def _has_read(self, booking: Booking) -> None:
         booking.reads = False
-        booking.load.waiting -= booking.work
+        booking.load.add(-booking.work, 0)
 
     def _presume_read(self, now_ms: int) -> None:
         """Of answers that come whole nobody tells when their prompts have been read."""
@@ -248,26 +393,10 @@ class Router:
                 self._has_read(booking)
 
 
-class Busy(Target, Protocol):
-    """A replica that knows how many requests it has."""
-
-    @property
-    def in_flight(self) -> int: ...
-
-
-B = TypeVar("B", bound=Busy)
-
-
-def least_loaded(block: int, targets: Sequence[B]) -> B:
-    """The target with the fewest requests; of several the one that a prompt with that first block prefers."""
-    least = min([target.in_flight for target in targets])
-    tied = [target for target in targets if target.in_flight == least]
-    return tied[0] if len(tied) == 1 else max(tied, key=lambda target: _weight(block, target.name))
-
-
 def _nobody(replica: str, blocks: Sequence[int]) -> None:
     """Nobody hears of it."""
 
 
-def _weight(block: int, name: str) -> int:
-    return xxhash.xxh3_64_intdigest(name.encode(), block)
+def _weights(block: int, sites: Sequence[_Site]) -> list[int]:
+    """A prefix's preference for each of them (rendezvous hashing); whoever has the highest is its home."""
+    return [_hash(site.key, block) for site in sites]

@@ -114,7 +114,7 @@ def router_of(spec: ModelSpec, loads: Loads, *, before: Router | None, said: Mod
     else:
         router = ShadowedRouter(loads, strategy, shadow=strategy_of(spec.routing.shadow, weights))
     if before is not None:
-        router.index, router.token_bytes = before.index, before.token_bytes
+        router.inherit(before)
     return router
 
 

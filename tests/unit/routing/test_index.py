@@ -13,7 +13,7 @@ from gateway.routing._index import GENERATIONS, depth_of
 
 
 def depth(index: PrefixIndex, blocks: Sequence[int], name: str) -> int:
-    return depth_of(index.mask(name), index.steps(blocks))
+    return depth_of(index.of(name).mask, index.steps(blocks))
 
 
 CHAINS = st.lists(st.integers(1, 3), min_size=1, max_size=12)
@@ -54,16 +54,16 @@ def test_a_replica_never_holds_more_than_it_can(seed: int, capacity: int) -> Non
         seen.update(path)
         name = rng.choice("ab")
         index.note(path, name, unknown=rng.randrange(3) if name == "a" else 0)
-        assert index.held("a") <= capacity + 17
+        assert index.of("a").count <= capacity + 17
         if rng.random() < 0.02:
             index.forget("b")
     index.forget("b")
     known = [block for block in seen if depth(index, [block], "a")]
     assert len(index) == len(known)
-    assert len(known) <= index.held("a")
+    assert len(known) <= index.of("a").count
     index.forget("a")
     assert len(index) == 0
-    assert index.held("a") == 0
+    assert index.of("a").count == 0
 
 
 def test_what_is_used_stays_and_what_is_not_goes() -> None:
@@ -88,7 +88,7 @@ def test_answers_take_room_too() -> None:
     for number in range(10, 40):
         index.note([number], "a", unknown=4)
     assert not depth(index, [1], "a")
-    assert index.held("a") <= 100
+    assert index.of("a").count <= 100
 
 
 def test_a_smaller_cache_forgets_the_oldest() -> None:
@@ -98,7 +98,7 @@ def test_a_smaller_cache_forgets_the_oldest() -> None:
     for number in range(1000):
         index.note([number], "a")
     index.resize("a", 500)
-    assert 250 <= index.held("a") <= 500
+    assert 250 <= index.of("a").count <= 500
     assert depth(index, [999], "a") == 1
     assert depth(index, [0], "a") == 0
 
