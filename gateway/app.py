@@ -240,13 +240,14 @@ def _refresh(
     metrics.journal_failing.set(bool(booked.journal_failure))
     for model, router in routers.items():
         if isinstance(router, ShadowedRouter) and (shadow := router.counts()).requests:
-            metrics.shadowed.labels(model, "same").inc(shadow.requests - shadow.elsewhere)
-            metrics.shadowed.labels(model, "elsewhere").inc(shadow.elsewhere)
-            metrics.shadow_tokens.labels(model, "all").inc(shadow.input_tokens)
-            metrics.shadow_tokens.labels(model, "cached_taken").inc(shadow.cached_tokens)
-            metrics.shadow_tokens.labels(model, "cached_shadow").inc(shadow.cached_tokens_shadow)
-            metrics.shadow_ttft.labels(model, "taken").inc(shadow.ttft_ms / 1000)
-            metrics.shadow_ttft.labels(model, "shadow").inc(shadow.ttft_ms_shadow / 1000)
+            metrics.routing.show_shadow(
+                model,
+                requests=shadow.requests,
+                elsewhere=shadow.elsewhere,
+                input_tokens=shadow.input_tokens,
+                cached_tokens=(shadow.cached_tokens, shadow.cached_tokens_shadow),
+                ttft_ms=(shadow.ttft_ms, shadow.ttft_ms_shadow),
+            )
     for model, line in dispatcher.lines.items():
         metrics.queue_length.labels(model).set(len(line.queue))
         counts = line.counts()

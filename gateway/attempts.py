@@ -58,8 +58,8 @@ class Attempts(Struct, frozen=True, kw_only=True):
                 raise Interrupted
             if (lost or busy) and not self._may_try_again():
                 break
-            slot, place = self.slot, self.placement
-            replica = place.choose(targets) if slot is None else await self._wait_for_room(slot, untried)
+            slot = self.slot
+            replica = self._choose(targets) if slot is None else await self._wait_for_room(slot, untried)
             tried.add(replica)
             try:
                 answer = await self._open_at(replica)
@@ -87,7 +87,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
         raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
 
     async def _open_at(self, replica: Replica) -> Answer:
-        self.call.replica = replica.name
+        self.call.replica, self.call.pool = replica.name, self.model.pool_of(replica)
         cached_bytes, text_bytes = self.placement.cached_share
         self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
         head = replica.head(self.call.endpoint.path, self.call.id.encode(), len(self.body), self.passed_on)
@@ -103,6 +103,9 @@ class Attempts(Struct, frozen=True, kw_only=True):
             if self.slot is not None:
                 self.slot.first_token()
         return answer
+
+    def _choose(self, targets: Sequence[Replica]) -> Replica:
+        return self.placement.choose(self.model.first_pool(targets))
 
     def _may_try_again(self) -> bool:
         """Nothing has reached the client, so that another replica may answer: as long as the client waits for it, and

@@ -45,6 +45,9 @@ HOLD_WAIT_S = 2.0
 """How long a stream stands still in all for money that others hold and may not use, before it ends."""
 HOLD_AGAIN_S = 0.1
 
+REPLICA = b"x-mtok-replica"
+"""The header that says where an answer is from, for tenants who may see that: host:port, and the pool if there are
+any."""
 POLICY = b"x-mtok-policy"
 """The header by which every answer says which policies decided on it: their version."""
 
@@ -52,7 +55,8 @@ POLICY = b"x-mtok-policy"
 @dataclass(slots=True)
 class Call:
     """What is known of a request so far. `headers` are those its answer will carry, whatever the answer is. `policy` is
-    the version of the policies that decide on it, `queued_ms` how long it has waited for a replica with room."""
+    the version of the policies that decide on it, `queued_ms` how long it has waited for a replica with room. Where
+    `shows_replica`, they say at which replica it is."""
 
     id: str
     endpoint: Endpoint
@@ -62,6 +66,8 @@ class Call:
     key: str = ""
     model: str = ""
     replica: str = ""
+    pool: str = ""
+    shows_replica: bool = False
     admitted_ms: int = 0
     first_token_ms: int = 0
     queued_ms: int = 0
@@ -73,18 +79,24 @@ class Call:
     failed_attempts: tuple[FailedAttempt, ...] = ()
     headers: Headers = field(default_factory=list)
 
-    def permitted(self, model: str, policy: str, input_tokens: int, output_tokens: int | None) -> None:
+    def permitted(
+        self, model: str, policy: str, input_tokens: int, output_tokens: int | None, *, shows_replica: bool
+    ) -> None:
         """It is for a model its tenant may use, by the policies of this version, with about such a prompt and an answer
         no longer than that."""
-        self.model, self.policy = model, policy
+        self.model, self.policy, self.shows_replica = model, policy, shows_replica
         self.asked_input_tokens, self.asked_output_tokens = input_tokens, output_tokens or 0
 
     def answer_headers(self) -> Headers:
         """What every answer to this call carries. Anthropic's SDK looks for its own name of the request id."""
         request_id, policy = self.id.encode(), self.policy.encode()
+        headers = [(b"x-request-id", request_id), (POLICY, policy), *self.headers]
         if self.endpoint is Endpoint.MESSAGES:
-            return [(b"x-request-id", request_id), (b"request-id", request_id), (POLICY, policy), *self.headers]
-        return [(b"x-request-id", request_id), (POLICY, policy), *self.headers]
+            headers.insert(1, (b"request-id", request_id))
+        if self.shows_replica and self.replica:
+            pool = f"; pool={self.pool}" if self.pool else ""
+            headers.append((REPLICA, f"{self.replica}{pool}".encode()))
+        return headers
 
     def event(self, outcome: Outcome, *, now_ms: int, cost_nanousd: int = 0, price_epoch: str = "") -> UsageEvent:
         """The usage event of this call, ended so, now."""
@@ -97,6 +109,7 @@ class Call:
             endpoint=self.endpoint.path,
             status=outcome.status,
             replica=self.replica,
+            pool=self.pool,
             code=outcome.code,
             usage=metered.usage,
             estimated=metered.estimated,

@@ -454,7 +454,8 @@ class Line:
 
     def _dispatch(self, slot: Slot) -> Replica:
         now_ms = slot.dispatched_ms = self.now_ms()
-        replica = slot.replica = slot.choose(self._lanes.beside(slot.candidates, slot.work, now_ms))
+        places = self._lanes.beside(self._model.first_pool(slot.candidates), slot.work, now_ms)
+        replica = slot.replica = slot.choose(places)
         self._running[slot.work.id] = slot
         knee = self.knee(replica)
         knee.dispatched(slot.work, now_ms)

@@ -174,7 +174,13 @@ class Lifecycle:
             tenant = self.policies.tenants.get(call.tenant, identity.tenant)
             model = self._permit(tenant, view.model)
             size = estimate(view)
-            call.permitted(model.spec.name, self.policies.version, size.total, view.output_tokens)
+            call.permitted(
+                model.spec.name,
+                self.policies.version,
+                size.total,
+                view.output_tokens,
+                shows_replica=tenant.replica_header == "send",
+            )
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             terms = self._terms_of(tenant, call.key, model)
             limits = terms.limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -49,6 +49,8 @@ class ModelFleet:
     spec: ModelSpec
     replicas: list[Replica]
     retries: RetryBudget = field(default_factory=RetryBudget)
+    pools: dict[Replica, tuple[int, str]] = field(default_factory=dict)
+    """Where the policy has pools, each replica's: its place in their order, and its name."""
 
     @property
     def context_tokens(self) -> int | None:
@@ -62,6 +64,18 @@ class ModelFleet:
 
     def healthy(self) -> list[Replica]:
         return [replica for replica in self.replicas if replica.healthy]
+
+    def first_pool(self, replicas: Sequence[Replica]) -> Sequence[Replica]:
+        """Those of them that are in the first pool which has any."""
+        if not self.pools or not replicas:
+            return replicas
+        order = [self.pools[replica][0] for replica in replicas]
+        first = min(order)
+        return [replica for replica, place in zip(replicas, order, strict=True) if place == first]
+
+    def pool_of(self, replica: Replica) -> str:
+        """The name of a replica's pool; empty where there are none."""
+        return self.pools[replica][1] if replica in self.pools else ""
 
 
 class Fleet:
@@ -109,6 +123,9 @@ class Fleet:
             model = updated[spec.name] = self.models.get(spec.name) or ModelFleet(spec, [])
             model.spec = spec
             model.replicas[:] = [wanted[one.url] for one in spec.replicas]
+            model.pools = {
+                wanted[one.url]: (place, pool.name) for place, pool in enumerate(spec.pools) for one in pool.replicas
+            }
         for name in self.models.keys() - updated.keys():
             self.models[name].replicas.clear()
         self.models = updated

@@ -32,13 +32,14 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request used and cost. Times are Unix milliseconds, money is nano-dollars.
 
-    `id` is the request id the client, the engine and the log know. `code` is the refusal's or error's code. `estimated`
-    says that not every count came from the engine, `cached_predicted` that the cached share is what the prefix index
-    expected, since vLLM tells it only at the end. `samples` is how often the engine counted the input: once per sample,
-    at least. `user` and `tags` are what the client's request said of itself, for splitting usage. `policy` is the
-    version of the policies that decided on it, `refused_by` the rule of theirs that refused it; `queued_ms` is how long
-    it waited for a replica with room. `asked_output_tokens` is the longest answer that its client allowed, 0: it named
-    none; `asked_input_tokens` is what its prompt was taken for where it was refused before anybody counted it.
+    `id` is the request id the client, the engine and the log know; `pool` the replica's, where its model has several.
+    `code` is the refusal's or error's code. `estimated` says that not every count came from the engine,
+    `cached_predicted` that the cached share is what the prefix index expected, since vLLM tells it only at the end.
+    `samples` is how often the engine counted the input: once per sample, at least. `user` and `tags` are what the
+    client's request said of itself, for splitting usage. `policy` is the version of the policies that decided on it,
+    `refused_by` the rule of theirs that refused it; `queued_ms` is how long it waited for a replica with room.
+    `asked_output_tokens` is the longest answer that its client allowed, 0: it named none; `asked_input_tokens` is what
+    its prompt was taken for where it was refused before anybody counted it.
 
     An answer that was cut may have cost the engine more than was delivered and billed: at most `undelivered_input_max`
     tokens more than `usage.input_tokens` × `samples`, and `undelivered_output_max` more than `usage.output_tokens`.
@@ -56,6 +57,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoint: str
     status: Status
     replica: str = ""
+    pool: str = ""
     code: str = ""
     usage: Usage = NO_USAGE
     estimated: bool = False

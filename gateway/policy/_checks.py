@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from ._documents import KeySpec, ModelSpec, TenantSpec
+from ._documents import KeySpec, ModelSpec, ReplicaSpec, TenantSpec
 from ._limits import ScopeLimitsSpec
 from ._problems import Steps
 from ._reader import Reader
@@ -92,10 +92,24 @@ def _check_model_names(sources: list[Source]) -> None:
             else:
                 aliases[alias] = source.place(steps)
         urls: set[str] = set()
-        for steps, replica in source.items(("models", model.name, "replicas"), model.replicas):
+        for steps, replica in _replicas(source, model):
             if replica.url in urls:
                 source.reader.problem((*steps, "url"), f"{replica.url} is in the list twice")
             urls.add(replica.url)
+
+
+def _replicas(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSpec]]:
+    """A model's replicas and where they stand: in its own list, or in its pools'."""
+    at: Steps = ("models", model.name)
+    if not {(*at, "replicas"), (*at, "pools")}.intersection(source.reader.lines):
+        source.reader.problem(at, "replicas is missing. The engine processes that serve this model.")
+    if not model.pools:
+        yield from source.items((*at, "replicas"), model.replicas)
+        return
+    if (*at, "replicas") in source.reader.lines:
+        source.reader.problem((*at, "replicas"), "stand in pools already; keep one of the two")
+    for steps, pool in source.items((*at, "pools"), model.pools):
+        yield from source.items((*steps, "replicas"), pool.replicas)
 
 
 def _check_keys(sources: list[Source]) -> None:

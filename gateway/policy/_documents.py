@@ -22,6 +22,7 @@ Disconnect = Literal["abort", "finish"]
 SinkFormat = Literal["cloudevents", "lago"]
 Excess = Literal["refuse", "cap"]
 CacheIsolation = Literal["shared", "tenant"]
+ReplicaHeader = Literal["omit", "send"]
 StrategyName = Literal["prefix", "least_loaded", "round_robin", "session", "weighted"]
 
 _SESSIONS = frozenset({"session", "weighted"})
@@ -40,6 +41,14 @@ class ReplicaSpec:
         """What metrics, events and logs call it: host:port."""
         parts = urlsplit(self.url)
         return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """Some of a model's replicas, which are used together: one pool after the other."""
+
+    name: str
+    replicas: tuple[ReplicaSpec, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +113,14 @@ class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
     an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `tokenizer` is the path
     of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its engines schedule by priority,
-    and are told that of the request's class. `locality_tokens`: what a tenant may be given out
-    of its turn, where its prompt begins as the last one did. `cache_isolation`: whether tenants find each other's
-    prompts in the engines' caches, where the tenant itself says nothing else."""
+    and are told that of the request's class. `locality_tokens`: what a tenant may be given out of its turn, where its
+    prompt begins as the last one did. `cache_isolation`: whether tenants find each other's prompts in the engines'
+    caches, where the tenant itself says nothing else. `replicas` are those of all `pools`, where it has any: in their
+    order, each used when those before it have no room."""
 
     name: str
-    replicas: tuple[ReplicaSpec, ...]
+    replicas: tuple[ReplicaSpec, ...] = ()
+    pools: tuple[PoolSpec, ...] = ()
     engine: Engine = "vllm"
     aliases: tuple[str, ...] = ()
     context_tokens: int | None = None
@@ -123,6 +134,10 @@ class ModelSpec:
     gpu: GpuSpec | None = None
     price: PriceSpec | None = None
     limits: ScopeLimitsSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.pools:
+            object.__setattr__(self, "replicas", tuple(one for pool in self.pools for one in pool.replicas))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +169,8 @@ class FleetSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSpec:
     """Who may use what. `models` holds names and aliases of models, or "*" for all. `time_zone` is an IANA name; the
-    limits take it over. `group` shares limits with others. `cache_isolation` goes before its models'."""
+    limits take it over. `group` shares limits with others. `cache_isolation` goes before its models'.
+    `replica_header`: whether its answers say which replica they are from."""
 
     name: str
     group: str | None = None
@@ -165,6 +181,7 @@ class TenantSpec:
     context: ContextSpec | None = None
     time_zone: str = "UTC"
     cache_isolation: CacheIsolation | None = None
+    replica_header: ReplicaHeader = "omit"
     _key_limits: dict[str, ScopeLimitsSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
     _key_contexts: dict[str, ContextSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
 

@@ -163,8 +163,12 @@ def check_routing(value: object) -> list[tuple[str, str]]:
 
 
 def check_model(value: object) -> list[tuple[str, str]]:
-    """Weights are looked at and leave somebody to send to: the field to blame and what is wrong."""
+    """Pools have names of their own, and weights are looked at and leave somebody to send to: the field to blame and
+    what is wrong."""
     model = cast(ModelSpec, value)
+    names = [pool.name for pool in model.pools]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        return [("pools", f"{', '.join(twice)} is in the list twice")]
     weights = [replica.weight for replica in model.replicas]
     if "weighted" in (model.routing.strategy, model.routing.shadow):
         return [] if any(weights) or not weights else [("replicas", "all weigh 0; give one of them more")]

@@ -18,6 +18,7 @@ from ._documents import (
     KeySpec,
     LedgerSpec,
     ModelSpec,
+    PoolSpec,
     PriceSpec,
     ReplicaSpec,
     RoutingSpec,
@@ -199,6 +200,27 @@ REPLICA = Record(
     },
 )
 
+_POOL_REPLICAS = ListOf(item=REPLICA, minimum=1, example='[{url: "http://127.0.0.1:9001"}]')
+
+POOL = Record(
+    what="a pool",
+    build=PoolSpec,
+    example='{name: reserved, replicas: [{url: "http://127.0.0.1:9001"}]}',
+    fields={
+        "name": Field(
+            shape=Text(what="a pool's name", check=check_name, pattern=PLAIN_NAME),
+            required=True,
+            about="What events, metrics and x-mtok-replica call it.",
+        ),
+        "replicas": Field(
+            shape=_POOL_REPLICAS,
+            required=True,
+            about="Its engine processes.",
+            aka=("endpoints", "urls", "servers", "upstreams", "backends"),
+        ),
+    },
+)
+
 _STRATEGIES = ("prefix", "least_loaded", "round_robin", "session", "weighted")
 
 ROUTING = Record(
@@ -290,10 +312,16 @@ MODEL = Record(
             aka=("backend", "runtime"),
         ),
         "replicas": Field(
-            shape=ListOf(item=REPLICA, minimum=1, example='[{url: "http://127.0.0.1:9001"}]'),
-            required=True,
+            shape=_POOL_REPLICAS,
             about="The engine processes that serve this model.",
             aka=("endpoints", "urls", "servers", "upstreams", "backends"),
+        ),
+        "pools": Field(
+            shape=ListOf(
+                item=POOL, minimum=1, example="[{name: reserved, replicas: [..]}, {name: spot, replicas: [..]}]"
+            ),
+            about="Instead of replicas: several groups of them, each used when those before it have no room.",
+            aka=("groups", "fallbacks", "tiers", "spill_over"),
         ),
         "aliases": Field(
             shape=ListOf(item=_MODEL, example="[small]"), about="Other names clients may send for this model."
@@ -450,6 +478,11 @@ TENANT = Record(
         ),
         "time_zone": _TIME_ZONE,
         "cache_isolation": _CACHE_ISOLATION,
+        "replica_header": Field(
+            shape=Choice(options=("omit", "send")),
+            about="send: x-mtok-replica in its answers says which replica they are from, and the pool (default omit).",
+            aka=("sees_replica", "x_mtok_replica", "show_replica"),
+        ),
     },
 )
 

@@ -17,6 +17,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.metering import UsageEvent
 
+from ._routing import RoutingMetrics
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ERROR_SECONDS = (-30, -10, -5, -2.5, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BOUNDS_MS = [round(1000 * bound_s) for bound_s in _SECONDS]
@@ -228,25 +230,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self.shadowed = Counter(
-            "mtok_shadow_requests",
-            "Requests that a shadow strategy would have sent to the same replica, or elsewhere.",
-            ("model", "to"),
-            registry=registry,
-        )
-        self.shadow_tokens = Counter(
-            "mtok_shadow_input_tokens",
-            "Prompt tokens of these requests, and of them those expected to be cached: where they went (taken), and "
-            "where the shadow strategy would have sent them, had it sent all of them (shadow).",
-            ("model", "kind"),
-            registry=registry,
-        )
-        self.shadow_ttft = Counter(
-            "mtok_shadow_ttft_seconds",
-            "Sum of their expected times to first token, likewise; of this gateway's own requests.",
-            ("model", "kind"),
-            registry=registry,
-        )
+        self.routing = RoutingMetrics(registry)
         self.itl_beside = Gauge(
             "mtok_itl_beside_long_prompts_seconds",
             "Mean time between tokens of the other answers while a long prompt was read, when measured last; over the "
@@ -361,6 +345,8 @@ class Metrics:
         if event.first_token_ms:
             tally.ttft.add(event.first_token_ms - event.arrived_ms)
             tally.seconds.add(event.ended_ms - event.arrived_ms)
+            if event.pool:
+                self.routing.pools[event.model, event.pool] += 1
 
     def count_denial(self, tenant: str, scope: str, limit: str) -> None:
         """Counts one request that a limit refused, of a scope of that kind; `count` counts it too."""
@@ -391,6 +377,7 @@ class Metrics:
         for named, count in self._audited.items():
             self._audited_refusals.labels(*named).inc(count)
         self._audited.clear()
+        self.routing.flush()
         for refresh in self._before_flush:
             refresh()
         for of, (ratio, _) in self._soft_used.items():

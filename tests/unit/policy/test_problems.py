@@ -229,6 +229,19 @@ FIELDS += [
 ]
 
 FIELDS += [
+    ("models: {m: {pools: []}}", "models.m.pools: needs at least 1: write [{name: reserved, replicas: [..]}"),
+    (
+        "models: {m: {pools: [{name: a, replicas: [{url: http://a}]}, {name: a, replicas: [{url: http://b}]}]}}",
+        "models.m.pools: a is in the list twice",
+    ),
+    (
+        "models: {m: {pools: [{name: a, replicas: [{url: http://a}]}, {name: b, replicas: [{url: http://a}]}]}}",
+        "models.m.pools[1].replicas[0].url: http://a is in the list twice",
+    ),
+    (
+        in_model("pools: [{name: a, replicas: [{url: http://a}]}]"),
+        "models.m.replicas: stand in pools already; keep one of the two",
+    ),
     (in_model("routing: {strategy: sticky}"), "models.m.routing.strategy: 'sticky' is not one of them; write one of"),
     (in_model("routing: {shadow: prefix}"), "models.m.routing.shadow: is the strategy that is used already; name"),
     (in_model("routing: {session_header: x-chat}"), "models.m.routing.session_header: says nothing here: only the"),
