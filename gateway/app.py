@@ -31,6 +31,7 @@ from gateway.placement import Caches
 from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
 from gateway.reload import Reloader
+from gateway.replica_health import follow_health
 from gateway.routing import Router as ModelRouter
 from gateway.routing import ShadowedRouter
 from gateway.settings import Settings
@@ -179,7 +180,8 @@ class Gateway:
             lifecycle.draining = self._draining
             neighbours = await stack.enter_async_context(Neighbours(lifecycle.routers, redis, now_ms=_loop_ms))
             lifecycle.routers.on_placed = neighbours.placed
-            metrics.before_flush(lambda: _refresh(metrics, fleet, ledger, dispatcher, lifecycle.routers.by_model))
+            follow_health(fleet, metrics, forget=lifecycle.routers.forget)
+            metrics.before_flush(lambda: _refresh(metrics, ledger, dispatcher, lifecycle.routers.by_model))
             pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
             administration = AdminPages(lifecycle, redis)
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
@@ -227,12 +229,7 @@ class Gateway:
             log.info("stopping")
 
 
-def _refresh(
-    metrics: Metrics, fleet: Fleet, ledger: Ledger, dispatcher: Dispatcher, routers: Mapping[str, ModelRouter]
-) -> None:
-    for replica in fleet.replicas:
-        metrics.replica_healthy.labels(replica.name).set(replica.healthy)
-        metrics.replica_in_flight.labels(replica.name).set(replica.in_flight)
+def _refresh(metrics: Metrics, ledger: Ledger, dispatcher: Dispatcher, routers: Mapping[str, ModelRouter]) -> None:
     booked = ledger.statistics()
     metrics.unbooked.set(booked.unbooked)
     metrics.replayed.set(booked.replayed)

@@ -64,7 +64,6 @@ class Attempts(Struct, frozen=True, kw_only=True):
             try:
                 answer = await self._open_at(replica)
             except ConnectFailed as error:
-                replica.healthy = False
                 self._note_failed(replica, "connect", error)
             except UpstreamLost as error:
                 if self.watch.gone:

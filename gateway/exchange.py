@@ -59,6 +59,11 @@ class Exchange(Struct, frozen=True, kw_only=True):
         return "client_gone" if self.watch.gone and self.watch.finishes else "ok"
 
     @property
+    def _tells_usage(self) -> bool:
+        """Whether its engine always tells the usage of what it computes: then an answer without is garbage."""
+        return self.model.spec.engine == "vllm" and self.view.endpoint.computes
+
+    @property
     def _meter(self) -> Meter:
         return self.reservation.meter
 
@@ -144,6 +149,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
             if scanner.failed:
                 outcome = Outcome("engine_error", await self._cut(scanner))
             else:
+                if scanner.usage() is None and self._tells_usage:
+                    answer.blame("a stream without usage")
                 outcome = Outcome(self._status_at_end, await self._ended(scanner))
             await self._settle(outcome)
         await self.outgoing.end(last)
@@ -173,6 +180,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
         if usage is not None:
             metered = self._meter.finished(usage)
         elif self.view.endpoint.computes:
+            if self._tells_usage:
+                answer.blame("an answer without usage")
             metered = self._meter.estimated(*await self._counted(answer_texts(self.view.endpoint, told)))
         else:
             metered = NOTHING

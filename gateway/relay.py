@@ -151,7 +151,7 @@ class Answer:
             if pair[0] not in _HOP_BY_HOP:
                 self.headers.append(pair)
                 if pair[0] == b"content-type" and pair[1].startswith(b"text/event-stream"):
-                    self.is_stream = True
+                    self.is_stream = connection.streams = True
         self._connection = connection
 
     @property
@@ -175,6 +175,11 @@ class Answer:
                             break
         if found := in_band_error(self.first):
             self.status, self.error, self.is_stream = found.status, found.body, False
+            self._connection.status = found.status
+
+    def blame(self, what: str) -> None:
+        """It is not what it should be, though it was complete: that counts against its replica."""
+        self._connection.blamed = what
 
     async def push(self, sink: Callable[[bytes], bool]) -> None:
         """More of the body, as it comes, until its end or until `sink` is full and says so by False."""

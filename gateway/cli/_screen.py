@@ -16,7 +16,7 @@ _AUDITED = "AUDITED/S"
 _LEFT = "LEFT OF LIMITS"
 _SHARED = ("SHARED", _LEFT)
 _QUEUES = ("MODEL", "QUEUED", "WAITED/S", "P99 WAIT", "RETRIES")
-_REPLICAS = ("REPLICA", "HEALTHY", "RUNNING")
+_REPLICAS = ("REPLICA", "HEALTHY", "STATE", "RUNNING")
 _KNEE = {"sequences": "N", "prefill_tokens": "P", "kv_tokens": "K"}
 
 
@@ -112,12 +112,20 @@ def _replicas(rows: Sequence[ReplicaRow]) -> list[str]:
         (
             row.replica,
             "yes" if row.healthy else "NO",
+            _states(row.states),
             str(row.in_flight),
             *(_of(row.knee.get(one)) for one in quantities),
         )
         for row in rows
     ]
-    return ["", *table(head, cells, right=range(2, len(head))).split("\n")]
+    return ["", *table(head, cells, right=range(3, len(head))).split("\n")]
+
+
+def _states(states: Mapping[str, float]) -> str:
+    """The state, or where workers differ each with how many see it."""
+    if len(states) == 1:
+        return next(iter(states)).replace("_", "-")
+    return ", ".join(f"{state.replace('_', '-')} ({workers:.0f})" for state, workers in states.items()) or "?"
 
 
 def _of(knee: tuple[float, float] | None) -> str:

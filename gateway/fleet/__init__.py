@@ -3,6 +3,8 @@
 from ._connection import Connection, Interrupted, UpstreamLost, UpstreamSilent
 from ._counters import NoCounters, Reading, read_counters
 from ._fleet import Fleet, ModelFleet
+from ._health import Health, Reason, State, last_resorts
+from ._liveness import Liveness
 from ._replica import ConnectFailed, Replica
 from ._retries import RetryBudget
 from ._scraper import SILENT_MS, Scraper
@@ -12,14 +14,19 @@ __all__ = [
     "ConnectFailed",
     "Connection",
     "Fleet",
+    "Health",
     "Interrupted",
+    "Liveness",
     "ModelFleet",
     "NoCounters",
     "Reading",
+    "Reason",
     "Replica",
     "RetryBudget",
     "Scraper",
+    "State",
     "UpstreamLost",
     "UpstreamSilent",
+    "last_resorts",
     "read_counters",
 ]

@@ -50,12 +50,15 @@ class Connection(asyncio.Protocol):
         "_waiter",
         "active_at",
         "began_at",
+        "blamed",
         "complete",
+        "exchanges",
         "headers",
         "lost",
         "on_body",
         "reusable",
         "status",
+        "streams",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -69,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self.lost = False
         self.active_at = self.began_at = loop.time()
+        self.exchanges = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -83,11 +87,16 @@ class Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.reusable = False
+        self.streams = False
+        """Whether its answer is a stream that has begun."""
+        self.blamed = ""
+        """What was wrong in an answer that HTTP cannot tell."""
 
     def send(self, head: bytes, body: bytes) -> None:
         """Starts an exchange. `head` ends with the empty line."""
         assert self._transport is not None
         self._begin()
+        self.exchanges += 1
         self.active_at = self.began_at = self._loop.time()
         if len(body) <= HIGH_WATER_BYTES:
             self._transport.write(head + body)
@@ -159,6 +168,11 @@ class Connection(asyncio.Protocol):
     def drained(self) -> bool:
         """Whether the answer is complete and all of it has been read."""
         return self.complete and not self._chunks
+
+    @property
+    def fault(self) -> Exception | None:
+        """What ended the exchange before its answer was complete."""
+        return None if self.complete else self._fault
 
     def interrupt(self) -> None:
         """Gives the exchange up: the socket closes now, so the engine stops; the reader gets `Interrupted`."""

@@ -125,8 +125,7 @@ def advance(last: tuple[int, Reading] | None, now: Reading) -> Advance:
         epoch = now.answered_ms if now.started_ms is None else now.started_ms
         return Advance(epoch=epoch, opened=read, closed=read, increments={}, is_first=True)
     epoch, before = last
-    fell = any(now.counters.get(metric, 0) < count for metric, count in before.counters.items())
-    if now.started_ms == before.started_ms and not fell:
+    if not is_restart(before, now):
         increments = {metric: count - before.counters.get(metric, 0) for metric, count in now.counters.items()}
         opened = (before.asked_ms, before.answered_ms)
         return Advance(epoch=epoch, opened=opened, closed=read, increments=increments)
@@ -136,6 +135,12 @@ def advance(last: tuple[int, Reading] | None, now: Reading) -> Advance:
     return Advance(
         epoch=now.started_ms, opened=(began_ms, began_ms), closed=read, increments=dict(now.counters), is_first=True
     )
+
+
+def is_restart(before: Reading, now: Reading) -> bool:
+    """Whether the later reading is of another process: it began at another time, or its counters fell."""
+    fell = any(now.counters.get(metric, 0) < count for metric, count in before.counters.items())
+    return fell or now.started_ms != before.started_ms
 
 
 def _samples(page: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:

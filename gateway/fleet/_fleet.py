@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -12,6 +12,8 @@ import msgspec
 
 from gateway.policy import ModelSpec
 
+from ._health import Reason, State, last_resorts
+from ._probe import Prober
 from ._replica import Replica
 from ._retries import RetryBudget
 from ._salts import SALTED_ALWAYS, salted_paths
@@ -19,22 +21,12 @@ from ._salts import SALTED_ALWAYS, salted_paths
 log = logging.getLogger(__name__)
 
 PROBE_INTERVAL_S = 2.0
-"""Each probe costs this worker 4 ms of CPU; a replica that refuses connections is noticed at once, by a request."""
+"""A probe costs this worker 0.15 ms of CPU; a replica that refuses connections is noticed at once, by a request."""
 PROBE_TIMEOUT_S = 2.0
-PROBES_MISSED_MAX = 3
-"""An API server busy with a burst of prompts is late for seconds; only so many late answers in a row are an outage."""
+LOOK_INTERVAL_S = 0.5
 TOKENIZE_TIMEOUT_S = 5.0
 SILENCE_S = 600.0
 """A replica that sends nothing for so long counts as lost: the SDKs give up after the same 600 s."""
-
-
-class _ModelCard(msgspec.Struct):
-    id: str = ""
-    max_model_len: int | None = None
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_ModelCard] = []
 
 
 class _TokenCount(msgspec.Struct):
@@ -90,15 +82,25 @@ class Fleet:
     ) -> None:
         self.models: dict[str, ModelFleet] = {}
         self.replicas: list[Replica] = []
+        self.on_change: Callable[[Replica], None] = _nobody
+        """Hears of each replica whose state or its reason has changed."""
+        self.on_restart: Callable[[Replica], None] = _nobody
+        """Hears of each replica that is another process now, with an empty cache."""
         self._leaving: list[Replica] = []
-        self.update(models)
+        self._probers: dict[Replica, Prober] = {}
+        self._states: dict[Replica, tuple[State, Reason]] = {}
+        self._weighing = False
+        self._serves = False
         self._probe_interval_s = probe_interval_s
-        self._http = httpx.AsyncClient(timeout=probe_timeout_s, trust_env=False)
+        self._probe_timeout_s = probe_timeout_s
+        self._http = httpx.AsyncClient(timeout=TOKENIZE_TIMEOUT_S, trust_env=False)
         self._watcher: asyncio.Task[None] | None = None
+        self.update(models)
 
     async def __aenter__(self) -> Fleet:
         # Once before anything is served, so that the first request finds the healthy ones.
         await self._probe_all()
+        self._serves = True
         self._watcher = asyncio.create_task(self._watch(), name="fleet-watch")
         return self
 
@@ -107,6 +109,8 @@ class Fleet:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._http.aclose()
+        for prober in self._probers.values():
+            prober.close()
         for replica in (*self.replicas, *self._leaving):
             replica.close()
 
@@ -119,7 +123,7 @@ class Fleet:
         for spec in models:
             for one in spec.replicas:
                 if one.url not in wanted:
-                    wanted[one.url] = known.get(one.url) or Replica(one.url)
+                    wanted[one.url] = known.get(one.url) or self._new(one.url)
             model = updated[spec.name] = self.models.get(spec.name) or ModelFleet(spec, [])
             model.spec = spec
             model.replicas[:] = [wanted[one.url] for one in spec.replicas]
@@ -131,6 +135,67 @@ class Fleet:
         self.models = updated
         self.replicas[:] = wanted.values()
         self._leaving = [replica for url, replica in known.items() if url not in wanted]
+        for replica in self._leaving:
+            self._forget(replica)
+        for replica in self.replicas:
+            self._prober(replica).serves = frozenset(
+                name for name, model in updated.items() if replica in model.replicas
+            )
+        self._weigh()
+
+    def _new(self, url: str) -> Replica:
+        return Replica(url, changed=self._changed, restarted=self._restarted)
+
+    def _restarted(self, replica: Replica) -> None:
+        log.warning("replica %s is another process than before: its cache is empty", replica.name)
+        replica.salted_paths = None
+        self.on_restart(replica)
+
+    def _prober(self, replica: Replica) -> Prober:
+        prober = self._probers.get(replica)
+        if prober is None:
+            prober = self._probers[replica] = Prober(replica, timeout_s=self._probe_timeout_s)
+            prober.joins = self._serves
+        return prober
+
+    def _forget(self, replica: Replica) -> None:
+        """It is not probed any more."""
+        if (prober := self._probers.pop(replica, None)) is not None:
+            prober.close()
+        self._states.pop(replica, None)
+
+    def _changed(self, replica: Replica) -> None:
+        """A replica's health has changed: whether others must serve all the same, and who is told."""
+        health = replica.health
+        state = health.state, health.reason
+        if self._states.get(replica, ("open", "new")) != state:
+            self._states[replica] = state
+            out = health.state in ("open", "quarantined")
+            if out:
+                replica.salted_paths = None  # another version may run there by the time it is back
+            log.log(
+                logging.WARNING if out else logging.INFO,
+                "replica %s is %s%s",
+                *(replica.name, health.state.replace("_", "-"), _why(health.reason, health.detail)),
+            )
+            self.on_change(replica)
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Where every replica of a model is out by what requests said alone, those that answer probes serve on."""
+        if self._weighing:
+            return
+        self._weighing = True
+        now_s = asyncio.get_running_loop().time()
+        needed = {
+            health for model in self.models.values() for health in last_resorts(one.health for one in model.replicas)
+        }
+        for replica in self.replicas:
+            health = replica.health
+            if health in needed and health.state != "half_open" and not health.is_last_resort:
+                log.warning("replica %s serves on: no other replica of a model of its does", replica.name)
+            health.use_as_last_resort(now_s, on=health in needed)
+        self._weighing = False
 
     def ready(self) -> bool:
         """Whether any replica answers."""
@@ -178,39 +243,28 @@ class Fleet:
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._probe_interval_s)
-            await self._probe_all()
+            await asyncio.sleep(min(LOOK_INTERVAL_S, self._probe_interval_s))
+            now_s = loop.time()
             for replica in self.replicas:
-                replica.sweep(now_s=loop.time(), silence_s=SILENCE_S)
+                replica.look()
+                prober = self._prober(replica)
+                if now_s >= prober.due_s and (prober.running is None or prober.running.done()):
+                    prober.due_s = now_s + self._probe_interval_s
+                    prober.running = loop.create_task(prober.probe(), name="probe")
+            for replica in (*self.replicas, *self._leaving):
+                replica.sweep(now_s=now_s, silence_s=SILENCE_S)
             for replica in [replica for replica in self._leaving if not replica.in_flight]:
                 replica.close()
                 self._leaving.remove(replica)
 
     async def _probe_all(self) -> None:
-        await asyncio.gather(*(self._probe(replica) for replica in self.replicas))
+        await asyncio.gather(*(self._prober(replica).probe() for replica in self.replicas))
 
-    async def _probe(self, replica: Replica) -> None:
-        try:
-            answer = await self._http.get(replica.url + "/health")
-            healthy = answer.status_code == httpx.codes.OK
-            if healthy and replica.context_tokens is None:
-                replica.context_tokens = await self._context_of(replica)
-            replica.probes_missed = 0
-        except httpx.TimeoutException:
-            replica.probes_missed += 1
-            healthy = replica.healthy and replica.probes_missed < PROBES_MISSED_MAX
-        except httpx.HTTPError:
-            healthy = False
-        if healthy != replica.healthy:
-            log.info("replica %s is %s", replica.name, "healthy" if healthy else "down")
-            replica.salted_paths = None  # another version may run there now
-        replica.healthy = healthy
 
-    async def _context_of(self, replica: Replica) -> int | None:
-        answer = await self._http.get(replica.url + "/v1/models")
-        try:
-            cards = msgspec.json.decode(answer.content, type=_ModelList).data
-        except msgspec.DecodeError as error:
-            log.warning("replica %s answers /v1/models with something else: %s", replica.name, error)
-            return None
-        return min((card.max_model_len for card in cards if card.max_model_len is not None), default=None)
+def _why(reason: Reason, detail: str) -> str:
+    said = ", ".join(filter(None, (reason, detail)))
+    return f": {said}" if said else ""
+
+
+def _nobody(replica: Replica) -> None:
+    """Nobody hears of it."""

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
+from typing import Literal
 from urllib.parse import urlsplit
 
 from gateway.wire import Endpoint
 
-from ._connection import Connection
-from ._counters import Reading
+from ._connection import Connection, UpstreamLost, UpstreamSilent
+from ._counters import Reading, is_restart
+from ._health import SLOW_START_S, Health
+from ._liveness import Liveness
 
 CONNECT_TIMEOUT_S = 3.0
 IDLE_TTL_S = 4.0
 """uvicorn, which serves vLLM, closes connections idle for 5 s: ours are given up earlier, so that none dies in use."""
+
+KEEP_ALIVE_RACE_S = 1.0
+"""A kept connection that ends so soon, with nothing received, is one that the engine had just closed."""
+STALLED_FOR_S = 60.0
+"""Streams of a replica that gives nobody a token are given up after this silence: they may go on elsewhere."""
+MOVING_S = 5.0
+"""A stream that got something within so long is one that runs well."""
 
 _COMPUTES = tuple(b"POST %b " % endpoint.path.encode() for endpoint in Endpoint if endpoint.computes)
 
@@ -26,13 +37,22 @@ class Replica:
     """A pool of connections to one engine, and what is known about it.
 
     `in_flight` counts this worker's own requests there, `requests_sent` those for GPU time that it ever sent. `healthy`
-    is the last word of the prober or of a failed connect; a new replica is not healthy until it has answered once.
-    `reading` is what its metrics page said when a worker read it last; up to two of the scraper's intervals old.
-    `salted_paths` is where its engine takes a `cache_salt`; None until that has been asked of this engine.
+    says whether it may get new requests, `health` why; a new replica is not healthy until it has answered once.
+    `share` is the part of its even share that it should have, below 1 while it starts. `reading` is what its metrics
+    page said when a worker read it last; up to two of the scraper's intervals old. `salted_paths` is where its engine
+    takes a `cache_salt`; None until that has been asked of this engine.
     """
 
-    def __init__(self, url: str) -> None:
-        """Made inside the event loop it is used from."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        slow_start_s: float = SLOW_START_S,
+        changed: Callable[[Replica], None] | None = None,
+        restarted: Callable[[Replica], None] | None = None,
+    ) -> None:
+        """Made inside the event loop it is used from. `changed` hears of changes of its health, `restarted` of a new
+        process, whose cache is empty."""
         self._loop = asyncio.get_running_loop()
         parts = urlsplit(url)
         assert parts.hostname is not None
@@ -43,10 +63,17 @@ class Replica:
         self.in_flight = 0
         self.requests_sent = 0
         self.healthy = False
-        self.probes_missed = 0
+        self.share = 1.0
+        self.health = Health(slow_start_s=slow_start_s, changed=self._follow)
+        self.liveness = Liveness()
         self.context_tokens: int | None = None
         self.salted_paths: frozenset[str] | None = None
         self.reading: Reading | None = None
+        self._seen: Reading | None = None
+        self._changed = changed or _nobody
+        self._restarted = restarted or _nobody
+        self._last_token_s: float | None = None
+        self._trial: Connection | None = None
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._host_header = parts.netloc.encode()
         self._idle: list[Connection] = []
@@ -61,6 +88,9 @@ class Replica:
 
     def send(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Starts an exchange on one of this replica's connections."""
+        if self.health.is_trial and self._trial is None:
+            self._trial = connection
+            self.health.sent(self._loop.time())
         connection.send(head, body)
         self.requests_sent += head.startswith(_COMPUTES)
 
@@ -80,39 +110,147 @@ class Replica:
         return None
 
     async def connect(self) -> Connection:
-        """A new connection. Raises `ConnectFailed`."""
-        loop = self._loop
+        """A new connection for a request. Raises `ConnectFailed`, and then nothing more is sent here for now."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop), self.host, self.port, ssl=self._ssl
-                )
-        except (OSError, TimeoutError) as error:
+                connection = await self.new_connection()
+        except (ConnectFailed, TimeoutError) as error:
+            self.refused(str(error) or "connecting took too long")
             raise ConnectFailed(f"{self.name}: {error or 'timed out'}") from error
         self._busy.add(connection)
         return connection
 
+    async def new_connection(self) -> Connection:
+        """A connection that is not one of its requests'. Raises `ConnectFailed`."""
+        loop = self._loop
+        try:
+            _, connection = await loop.create_connection(lambda: Connection(loop), self.host, self.port, ssl=self._ssl)
+        except OSError as error:
+            raise ConnectFailed(str(error)) from error
+        return connection
+
+    def get_head(self, path: str) -> bytes:
+        """The head of a request to its control plane."""
+        return b"GET %b HTTP/1.1\r\nhost: %b\r\naccept: */*\r\n\r\n" % (path.encode(), self._host_header)
+
     def release(self, connection: Connection) -> None:
-        """Takes a connection back: kept if its exchange is complete, closed otherwise."""
+        """Takes a connection back: kept if its exchange is complete, closed otherwise. How it ended is a sign of the
+        replica's health."""
         self._busy.discard(connection)
+        self._judge(connection)
         if connection.complete and connection.reusable and not connection.lost:
             connection.active_at = self._loop.time()
             self._idle.append(connection)
         else:
             connection.abort()
 
+    def refused(self, detail: str) -> None:
+        """No connection can be made: nobody listens there, or nobody answers."""
+        self.health.out(self._loop.time(), "refused", detail)
+
+    def answered(self, *, joins: bool) -> None:
+        """A probe was answered rightly. What listens where nobody listened before is a new process."""
+        is_new_process = self.health.refuses
+        self.health.answered(self._loop.time(), joins=joins)
+        if is_new_process:
+            self._restarted(self)
+
+    def look(self) -> None:
+        """About twice a second: what has come since, of tokens and of readings."""
+        now_s = self._loop.time()
+        self._look_for_restart(now_s)
+        streams = 0
+        for connection in self._busy:
+            if connection.streams and not connection.complete:
+                streams += not connection.paused
+                self._token(connection.active_at)
+        liveness, health = self.liveness, self.health
+        if (trial := self._trial) is not None and trial.streams:
+            self._trial = None
+            health.good(now_s, is_trial=True)
+        stalled = liveness.stalls
+        liveness.look(now_s, streams=streams, last_token_s=self._last_token_s)
+        if liveness.stalls:
+            health.stalled(now_s, f"no token of {streams} streams for {liveness.silent_for_s(now_s):.0f} s")
+        elif stalled and streams:
+            health.moved(now_s)
+        elif stalled:
+            health.emptied(now_s)
+        health.tick(now_s)
+        self.share = health.share
+
+    def _look_for_restart(self, now_s: float) -> None:
+        """Compares the last two readings: their counters only grow while the process lives."""
+        before, now = self._seen, self.reading
+        if now is None or now is before:
+            return
+        self._seen = now
+        if before is None:
+            return
+        if is_restart(before, now):
+            self.health.restarted(now_s)
+            self._restarted(self)
+        elif now.counters.get("generation", 0) > before.counters.get("generation", 0):
+            self._token(now_s)
+
+    def _token(self, at_s: float) -> None:
+        if self._last_token_s is None or at_s > self._last_token_s:
+            self._last_token_s = at_s
+
+    def _judge(self, connection: Connection) -> None:
+        """What the end of an exchange says: 4xx, 429 and 503 say nothing, nor does what our side has ended."""
+        now_s, health, fault = self._loop.time(), self.health, connection.fault
+        if is_trial := connection is self._trial:
+            self._trial = None
+        status = connection.status
+        if connection.complete and connection.blamed:
+            health.fault(now_s, "garbage", connection.blamed, moving=self._moving(now_s), is_trial=is_trial)
+        elif connection.complete and status < 300:
+            if connection.streams:
+                self._token(connection.active_at)
+            health.good(now_s, is_trial=is_trial)
+        elif status >= 500 and status != 503:
+            health.fault(now_s, "errors", f"answered {status}", moving=self._moving(now_s), is_trial=is_trial)
+        elif isinstance(fault, UpstreamLost) and not self._is_race(connection, now_s):
+            kind: Literal["silent", "lost"] = "silent" if isinstance(fault, UpstreamSilent) else "lost"
+            health.fault(now_s, kind, str(fault), moving=self._moving(now_s), is_trial=is_trial)
+        elif is_trial:
+            health.trial_void(now_s)
+
+    def _moving(self, now_s: float) -> int:
+        """Streams that get tokens."""
+        return sum([connection.streams and now_s - connection.active_at < MOVING_S for connection in self._busy])
+
+    @staticmethod
+    def _is_race(connection: Connection, now_s: float) -> bool:
+        """Whether the engine had closed the connection, idle for long, when a request was sent on it."""
+        received = connection.active_at > connection.began_at
+        return connection.exchanges > 1 and not received and now_s - connection.began_at < KEEP_ALIVE_RACE_S
+
+    def _follow(self) -> None:
+        """Its health has changed."""
+        self.healthy, self.share = self.health.admits, self.health.share
+        self._changed(self)
+
     def sweep(self, *, now_s: float, silence_s: float) -> None:
-        """Closes idle connections past their time and ends exchanges in which the engine was silent for `silence_s`."""
+        """Closes idle connections past their time and ends exchanges in which the engine was silent for `silence_s`;
+        streams of a replica that gives nobody a token, earlier."""
         fresh = [c for c in self._idle if not c.lost and now_s - c.active_at < IDLE_TTL_S]
         for connection in set(self._idle).difference(fresh):
             connection.abort()
         self._idle = fresh
+        stalls_s = min(silence_s, STALLED_FOR_S) if self.liveness.stalls else silence_s
         for connection in list(self._busy):
-            if now_s - connection.active_at > silence_s and not connection.paused:
-                connection.expire(f"{self.name} sent nothing for {silence_s:g} s")
+            most_s = stalls_s if connection.streams else silence_s
+            if now_s - connection.active_at > most_s and not connection.paused:
+                connection.expire(f"{self.name} sent nothing for {most_s:g} s")
 
     def close(self) -> None:
         """Closes every connection."""
         for connection in [*self._idle, *self._busy]:
             connection.abort()
         self._idle.clear()
+
+
+def _nobody(replica: Replica) -> None:
+    """Nobody hears of it."""

@@ -38,10 +38,12 @@ class QueueRow(msgspec.Struct, kw_only=True):
 
 
 class ReplicaRow(msgspec.Struct, kw_only=True):
-    """A replica: requests there, and load and limit of each quantity of its knee that is bounded."""
+    """A replica: requests there, and load and limit of each quantity of its knee that is bounded. `states` are those
+    that most workers see it in first."""
 
     replica: str
     healthy: bool
+    states: dict[str, float]
     in_flight: int
     knee: dict[str, tuple[float, float]]
 
@@ -141,4 +143,5 @@ def _quantile(waits: list[tuple[float | None, float]]) -> float | None:
 
 def _replica_row(name: str, now: ReplicaState) -> ReplicaRow:
     knee = {quantity: (now.load.get(quantity, 0.0), limit) for quantity, limit in now.limits.items() if limit}
-    return ReplicaRow(replica=name, healthy=now.healthy, in_flight=int(now.in_flight), knee=knee)
+    states = dict(sorted(now.states.items(), key=lambda one: (-one[1], one[0])))
+    return ReplicaRow(replica=name, healthy=now.healthy, states=states, in_flight=int(now.in_flight), knee=knee)

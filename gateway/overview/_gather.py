@@ -65,6 +65,9 @@ def _add(counts: dict[str, float], scope: str, limit: str, value: float) -> None
 def _of_replica(replica: ReplicaState, name: str, labels: Mapping[str, str], value: float) -> None:
     if name == "mtok_replica_healthy":
         replica.healthy = bool(value)
+    elif name == "mtok_replica_state":
+        if value:
+            replica.states[f"{labels['state']} {labels['reason']}".rstrip()] = value
     elif name == "mtok_replica_requests_in_flight":
         replica.in_flight = value
     elif name == "mtok_knee_limit":

@@ -46,9 +46,11 @@ class ModelState(msgspec.Struct, kw_only=True):
 
 
 class ReplicaState(msgspec.Struct, kw_only=True):
-    """A replica: requests there from here, and where a class has latency targets its knee, by quantity."""
+    """A replica: requests there from here, and where a class has latency targets its knee, by quantity. `states` counts
+    the workers that see it so, by state and reason: "quarantined stalled"."""
 
     healthy: bool = False
+    states: dict[str, float] = {}
     in_flight: float = 0
     limits: dict[str, float] = {}
     load: dict[str, float] = {}
@@ -88,6 +90,7 @@ def merged(states: Sequence[State]) -> State:
         for name, replica in other.replicas.items():
             known = first.replicas.setdefault(name, ReplicaState(healthy=replica.healthy))
             known.healthy = known.healthy and replica.healthy
+            known.states = _added(known.states, replica.states)
             known.in_flight += replica.in_flight
             known.limits = _added(known.limits, replica.limits)
             known.load = _added(known.load, replica.load)

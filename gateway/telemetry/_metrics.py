@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.metering import UsageEvent
 
+from ._replicas import ReplicaMetrics
 from ._routing import RoutingMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -153,13 +154,7 @@ class Metrics:
             ("replica", "kind"),
             registry=registry,
         )
-        self.replica_healthy = Gauge(
-            "mtok_replica_healthy",
-            "1 when the replica answered its last probe.",
-            ("replica",),
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
+        self.replicas = ReplicaMetrics(registry)
         self._policy_info = Gauge(
             "mtok_policy_info",
             "1 for the policies in force, by the start of their SHA-256; two are 1 while workers change.",
@@ -176,13 +171,6 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._unmatched: set[tuple[str, str]] = set()
-        self.replica_in_flight = Gauge(
-            "mtok_replica_requests_in_flight",
-            "Requests at the replica from here.",
-            ("replica",),
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
         self.policy_failed = Gauge(
             "mtok_policy_reload_failed",
             "1 while the policies' directory holds what cannot be used: the log says why, and the last good serve.",

@@ -136,6 +136,8 @@ class Engine:
 
     script: Script | None = None
     healthy: bool = True
+    model: str = "tiny"
+    """What `/v1/models` lists."""
     context_tokens: int = CONTEXT_TOKENS
     openapi: Any = None
     """How it describes its requests; None: it does not."""
@@ -182,7 +184,7 @@ class Engine:
         if request.path == "/health":
             talk.head(200 if self.healthy else 503, "content-length: 0")
         elif request.path == "/v1/models":
-            card = {"id": "tiny", "object": "model", "max_model_len": self.context_tokens}
+            card = {"id": self.model, "object": "model", "max_model_len": self.context_tokens}
             await as_json({"object": "list", "data": [card]})(talk, request)
         elif request.path == "/openapi.json":
             await as_json(self.openapi or {"detail": "Not Found"}, status=200 if self.openapi else 404)(talk, request)

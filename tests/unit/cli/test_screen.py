@@ -33,8 +33,20 @@ def picture(**changes: object) -> Frame:
         "shared": {"group labs": {"usd_per_day": {"limit": "10", "left": "2.5", "is_usd": True}}},
         "queues": [{"model": "tiny", "queued": 3, "waited": 4.5, "wait_p99_s": 0.25, "retries": 0.125}],
         "replicas": [
-            {"replica": "a:1", "healthy": True, "in_flight": 8, "knee": {"sequences": (8, 64)}},
-            {"replica": "b:1", "healthy": False, "in_flight": 0, "knee": {}},
+            {
+                "replica": "a:1",
+                "healthy": True,
+                "states": {"healthy": 2},
+                "in_flight": 8,
+                "knee": {"sequences": (8, 64)},
+            },
+            {
+                "replica": "b:1",
+                "healthy": False,
+                "states": {"half_open errors": 1, "open errors": 1},
+                "in_flight": 0,
+                "knee": {},
+            },
         ],
         "warnings": [],
     }
@@ -61,8 +73,10 @@ def test_a_picture_shows_tenants_queues_and_replicas() -> None:
         "%",
     ]
     assert "group labs  usd_per_day $2.50/10.00" in lines
-    assert next(line for line in lines if line.startswith("a:1")).split() == ["a:1", "yes", "8", "8/64"]
-    assert next(line for line in lines if line.startswith("b:1")).split() == ["b:1", "NO", "0", "-"]
+    assert next(line for line in lines if line.startswith("a:1")).split() == ["a:1", "yes", "healthy", "8", "8/64"]
+    told = next(line for line in lines if line.startswith("b:1"))
+    assert told.split(maxsplit=2)[1] == "NO"
+    assert "half-open errors (1), open errors (1)" in told
 
 
 def test_it_fits_the_terminal() -> None:

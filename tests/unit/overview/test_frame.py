@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -128,6 +130,9 @@ def test_metrics_become_a_state() -> None:
             ("mtok_cost_usd_total", labels, 0.5),
             ("mtok_replica_healthy", {"replica": "a:1"}, 1),
             ("mtok_replica_healthy", {"replica": "gone:1"}, 1),
+            ("mtok_replica_state", {"replica": "a:1", "state": "healthy", "reason": ""}, 2),
+            ("mtok_replica_state", {"replica": "a:1", "state": "quarantined", "reason": "stalled"}, 1),
+            ("mtok_replica_state", {"replica": "a:1", "state": "open", "reason": "new"}, 0),
             ("mtok_replica_requests_in_flight", {"replica": "a:1"}, 4),
             ("mtok_knee_limit", knee, 64),
             ("mtok_knee_load", knee, 4),
@@ -146,7 +151,13 @@ def test_metrics_become_a_state() -> None:
     assert (acme.requests, acme.input_tokens, acme.output_tokens, acme.cost_usd) == (11, 100, 8, 0.5)
     assert acme.refused == {"overloaded": 1, "tokens_per_minute": 2, "group usd_per_day": 1}
     assert got.replicas == {
-        "a:1": ReplicaState(healthy=True, in_flight=4, limits={"sequences": 64}, load={"sequences": 4}),
+        "a:1": ReplicaState(
+            healthy=True,
+            states={"healthy": 2, "quarantined stalled": 1},
+            in_flight=4,
+            limits={"sequences": 64},
+            load={"sequences": 4},
+        ),
         "b:1": ReplicaState(),
     }
     assert got.models["tiny"] == ModelState(queued=2, waits=[(0.5, 6), (None, 7)], attempts={"retry": 1})
@@ -157,7 +168,8 @@ def test_several_gateways_are_added_up() -> None:
     """Loads and counters are sums; what Redis tells is the same for all; different policies are worth a word."""
     limits = {"requests_per_minute": LimitState("60", "12")}
     one = state(1000, tenants=tenant(requests=3, refused={"overloaded": 1}, running=5, limits=limits))
-    one.replicas = {"a:1": ReplicaState(healthy=True, in_flight=2, limits={"sequences": 64}, load={"sequences": 2})}
+    knee: dict[str, Any] = {"limits": {"sequences": 64}, "load": {"sequences": 2}}
+    one.replicas = {"a:1": ReplicaState(healthy=True, states={"healthy": 1}, in_flight=2, **knee)}
     one.models = {"tiny": ModelState(queued=1, waits=[(0.5, 1), (None, 2)], attempts={"first": 4})}
     two = msgspec.json.decode(msgspec.json.encode(one), type=State)
     two.policies_sha256 = "0" * 64
@@ -168,7 +180,7 @@ def test_several_gateways_are_added_up() -> None:
     assert (acme.requests, acme.refused, acme.running, acme.limits) == (6, {"overloaded": 2}, 5, limits)
     assert (both.tenants["beta"].requests, both.tenants["beta"].running) == (1, 1)
     assert both.replicas["a:1"] == ReplicaState(
-        healthy=False, in_flight=4, limits={"sequences": 128}, load={"sequences": 4}
+        healthy=False, states={"healthy": 2}, in_flight=4, limits={"sequences": 128}, load={"sequences": 4}
     )
     assert both.models["tiny"] == ModelState(queued=2, waits=[(0.5, 2), (None, 4)], attempts={"first": 8})
     assert both.warnings == ["the gateways have different policies"]
