@@ -10,6 +10,7 @@ WORKDIR /src
 COPY requirements.lock ./
 RUN pip install --require-hashes -r requirements.lock
 COPY pyproject.toml README.md ./
+COPY policies/gpus.yaml policies/hosted.yaml ./policies/
 COPY gateway ./gateway
 RUN pip install --no-deps --no-build-isolation .
 

@@ -7,17 +7,20 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
 
+from redis.asyncio import Redis
 from starlette.routing import Route, Router
 
 from gateway.admin_pages import AdminPages
 from gateway.alerts import Alerts
 from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
+from gateway.costing import PriceKeeper
 from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher
 from gateway.endpoints import IN_FORCE, Page, Pages, Relayed, unknown
@@ -108,7 +111,16 @@ class Gateway:
     def _limits_of(self, tenant: str) -> LimitsSpec:
         return self._policies.limits_of(tenant)
 
-    def _apply(self, policies: Policies, lifecycle: Lifecycle, watch: Watch, rules: RuleWatch, alerts: Alerts) -> None:
+    def _apply(
+        self,
+        policies: Policies,
+        *,
+        lifecycle: Lifecycle,
+        watch: Watch,
+        rules: RuleWatch,
+        alerts: Alerts,
+        prices: PriceKeeper,
+    ) -> None:
         """Puts new policies in force, between two requests. How the ledger keeps usage stays as it was at the start."""
         if policies.ledger != self._policies.ledger:
             log.warning("the `ledger` section has changed: but for tags and users that needs a restart")
@@ -118,10 +130,23 @@ class Gateway:
         lifecycle.keys.use(policies)
         lifecycle.apply(policies)
         lifecycle.telemetry.metrics.show_policy(policies.version)
-        watch.use(tenants=policies.tenants, prices=policies.prices)
+        watch.use(policies.tenants)
+        prices.apply(policies)
         rules.use(policies)
         alerts.use(policies.alerts)
         lifecycle.telemetry.metrics.end_soft(inf)
+
+    def _reload_on_change(
+        self, stack: AsyncExitStack, policies: Policies, apply: Callable[[Policies], None], metrics: Metrics
+    ) -> None:
+        """Puts in force what changes in the directory, by itself or by SIGHUP."""
+        assert self._directory is not None
+        reloader = Reloader(self._directory, policies, apply)
+        reloading = asyncio.create_task(reloader.run(), name="policies")
+        stack.callback(reloading.cancel)
+        metrics.before_flush(lambda: metrics.policy_failed.set(bool(reloader.failed)))
+        with contextlib.suppress(ValueError, RuntimeError):  # not the process's main thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.now)
 
     @asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
@@ -150,7 +175,6 @@ class Gateway:
             watch = Watch(
                 redis,
                 tenants=policies.tenants,
-                prices=policies.prices,
                 now_ms=clock.now_ms,
                 show=lambda audit: _show(metrics, audit),
             )
@@ -182,24 +206,17 @@ class Gateway:
             lifecycle.routers.on_placed = neighbours.placed
             follow_health(fleet, metrics, forget=lifecycle.routers.forget)
             metrics.before_flush(lambda: _refresh(metrics, ledger, dispatcher, lifecycle.routers.by_model))
-            pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
-            administration = AdminPages(lifecycle, redis)
+            prices = PriceKeeper(
+                redis,
+                policies,
+                replicas=lambda: fleet.replicas,
+                now_ms=clock.now_ms,
+                use=lifecycle.charge,
+            )
+            await stack.enter_async_context(prices)
+            metrics.before_flush(lambda: metrics.prices_stale.set(prices.stale))
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
-            self._pages.routes[:] = [
-                Route("/v1/models", Page(pages.models)),
-                Route("/v1/models/{name:path}", Page(pages.model)),
-                Route("/v1/usage", Page(usage.usage)),
-                Route("/v1/usage/requests", Page(usage.requests)),
-                Route("/v1/usage/requests/{id}", Page(usage.request)),
-                Route("/v1/usage/stream", LiveUsage(usage, lifecycle, redis)),
-                Route("/v1/organization/usage/completions", Page(usage.organization_completions)),
-                Route("/v1/organization/usage/embeddings", Page(usage.organization_embeddings)),
-                Route("/v1/organization/costs", Page(usage.organization_costs)),
-                Route("/healthz", Page(pages.healthz)),
-                Route("/readyz", Page(pages.readyz)),
-                Route("/metrics", Page(pages.metrics)),
-                Route("/admin/state", Page(administration.state)),
-            ]
+            self._pages.routes[:] = _routes(lifecycle, redis)
             reading = asyncio.create_task(_read_caches(lifecycle, neighbours), name="caches")
             stack.callback(reading.cancel)
             flushing = asyncio.create_task(_flush(metrics), name="metrics")
@@ -216,17 +233,34 @@ class Gateway:
                 )
                 await stack.enter_async_context(sink)
             if self._directory is not None:
-                reloader = Reloader(
-                    self._directory, policies, lambda new: self._apply(new, lifecycle, watch, rules, alerts)
+                apply = partial(
+                    self._apply, lifecycle=lifecycle, watch=watch, rules=rules, alerts=alerts, prices=prices
                 )
-                reloading = asyncio.create_task(reloader.run(), name="policies")
-                stack.callback(reloading.cancel)
-                metrics.before_flush(lambda: metrics.policy_failed.set(bool(reloader.failed)))
-                with contextlib.suppress(ValueError, RuntimeError):  # not the process's main thread
-                    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.now)
+                self._reload_on_change(stack, policies, apply, metrics)
             log.info("serving %d models to %d tenants", len(policies.models), len(policies.tenants))
             yield
             log.info("stopping")
+
+
+def _routes(lifecycle: Lifecycle, redis: Redis) -> list[Route]:
+    """Every path that does not go to an engine."""
+    pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
+    administration = AdminPages(lifecycle, redis)
+    return [
+        Route("/v1/models", Page(pages.models)),
+        Route("/v1/models/{name:path}", Page(pages.model)),
+        Route("/v1/usage", Page(usage.usage)),
+        Route("/v1/usage/requests", Page(usage.requests)),
+        Route("/v1/usage/requests/{id}", Page(usage.request)),
+        Route("/v1/usage/stream", LiveUsage(usage, lifecycle, redis)),
+        Route("/v1/organization/usage/completions", Page(usage.organization_completions)),
+        Route("/v1/organization/usage/embeddings", Page(usage.organization_embeddings)),
+        Route("/v1/organization/costs", Page(usage.organization_costs)),
+        Route("/healthz", Page(pages.healthz)),
+        Route("/readyz", Page(pages.readyz)),
+        Route("/metrics", Page(pages.metrics)),
+        Route("/admin/state", Page(administration.state)),
+    ]
 
 
 def _refresh(metrics: Metrics, ledger: Ledger, dispatcher: Dispatcher, routers: Mapping[str, ModelRouter]) -> None:

@@ -31,7 +31,7 @@ from gateway.errors import Refused, RefusedBy
 from gateway.meter import NOTHING, Meter, Metered
 from gateway.metering import FailedAttempt, JournalUnavailable, Ledger, Status, UsageEvent
 from gateway.policy import Scopes, TenantSpec
-from gateway.pricing import Price
+from gateway.pricing import Price, usd_of_nanousd
 from gateway.relay import Headers
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
@@ -50,6 +50,10 @@ REPLICA = b"x-mtok-replica"
 any."""
 POLICY = b"x-mtok-policy"
 """The header by which every answer says which policies decided on it: their version."""
+PRICE_EPOCH = b"x-mtok-price-epoch"
+"""Answers to requests that cost something say which epoch's price they pay, refusals too."""
+COST = b"x-mtok-cost-usd"
+"""A request that carries it is told in its answer what that cost: by a header, or at the end of the stream."""
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class Call:
     tags: dict[str, str] = field(default_factory=dict)
     failed_attempts: tuple[FailedAttempt, ...] = ()
     headers: Headers = field(default_factory=list)
+    wants_cost: bool = False
 
     def permitted(
         self, model: str, policy: str, input_tokens: int, output_tokens: int | None, *, shows_replica: bool
@@ -179,6 +184,7 @@ class Reservation:
         self._lease: Lease | None = None
         self._slices: list[Lease] = []
         self._held_nanousd = self._held_tokens = 0
+        self._cost_nanousd: int | None = None
         self._stood_s = 0.0
 
     @property
@@ -202,6 +208,8 @@ class Reservation:
             log.warning("nothing can be booked: %s", error)
             raise Refused(refusals.JOURNAL_AWAY) from error
         self._call.headers += ratelimit_headers(decision)
+        if self._price is not None:
+            self._call.headers.append((PRICE_EPOCH, self._price.epoch.encode()))
         if decision.notes:
             self._tell(decision)
         if isinstance(decision, Denial):
@@ -305,8 +313,15 @@ class Reservation:
         if self._slices:
             lease = replace(lease, slices=tuple(self._slices))
         event = self._event(outcome)
+        self._cost_nanousd = event.cost_nanousd
         self._telemetry.count(event, self._call.traceparent)
         await self._ledger.settle(event, lease)
+
+    def told_cost(self) -> tuple[str, str] | None:
+        """What was settled, in dollars, and at which epoch's price, where the client asked; None: nothing to tell."""
+        if not self._call.wants_cost or self._price is None or self._cost_nanousd is None:
+            return None
+        return f"{usd_of_nanousd(self._cost_nanousd):f}", self._price.epoch
 
     def snapshot(self) -> UsageEvent:
         """The event as it would be if this gateway died now: `gateway_lost`, what has been used so far and its cost.

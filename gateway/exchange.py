@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from gateway import refusals
 from gateway.attempts import Attempts
-from gateway.call import Call, Outcome, Reservation
+from gateway.call import COST, Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import PromptSize, text_questions
 from gateway.counting import PromptCounter, count_prompt, count_texts
@@ -32,7 +32,16 @@ from gateway.relay import (
 from gateway.slices import HoldEnded, pump_sliced
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
-from gateway.wire import RequestView, StreamScanner, answer_texts, engine_refusal, length_end, read_answer, scanner_for
+from gateway.wire import (
+    RequestView,
+    StreamScanner,
+    answer_texts,
+    engine_refusal,
+    length_end,
+    read_answer,
+    scanner_for,
+    with_cost,
+)
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +162,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
                     answer.blame("a stream without usage")
                 outcome = Outcome(self._status_at_end, await self._ended(scanner))
             await self._settle(outcome)
+        if cost := self.reservation.told_cost():
+            last = with_cost(self.call.endpoint, last, *cost)
         await self.outgoing.end(last)
 
     async def _whole(self, answer: Answer) -> None:
@@ -186,6 +197,8 @@ class Exchange(Struct, frozen=True, kw_only=True):
         else:
             metered = NOTHING
         await self._settle(Outcome(self._status_at_end, metered))
+        if cost := self.reservation.told_cost():
+            head.append((COST, cost[0].encode()))
         await self.outgoing.end(content)
 
     async def _error(self, answer: Answer) -> None:

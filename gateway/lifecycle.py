@@ -30,7 +30,7 @@ from gateway import refusals
 from gateway.admission import Holding, Work
 from gateway.alerts import Alerts
 from gateway.attempts import Attempts
-from gateway.call import Call, Outcome, Reservation
+from gateway.call import COST, Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import (
     ContextLimits,
@@ -43,6 +43,7 @@ from gateway.context import (
     limits_for,
     surely_fits,
 )
+from gateway.costing import Tariffs
 from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher, Slot
 from gateway.errors import Refusal, Refused
@@ -133,9 +134,14 @@ class Lifecycle:
             self._labels = Labels(policies.ledger)
         self.dispatcher.relax()
         self.policies = policies
-        self.prices: Mapping[str, Price] = policies.prices
+        self.tariffs = Tariffs(policies)
         self._terms: dict[tuple[str, str, str], Terms] = {}
         self.routers.use(policies.models)
+
+    def charge(self, tariffs: Tariffs) -> None:
+        """From now on requests are admitted at these prices; those that run pay what held when they were admitted."""
+        self.tariffs = tariffs
+        self._terms.clear()
 
     @property
     def idle(self) -> bool:
@@ -152,7 +158,7 @@ class Lifecycle:
         client: Client = scope["extensions"][CLIENT]
         given = client.headers
         now_ms = self.clock.now_ms()
-        call = Call(request_id(given, now_ms), endpoint, now_ms, self.policies.version)
+        call = Call(request_id(given, now_ms), endpoint, now_ms, self.policies.version, wants_cost=COST in given)
         call.traceparent = given.get(b"traceparent", b"").decode("latin-1")
         outgoing = Outgoing(client)
         if self.draining:
@@ -290,7 +296,7 @@ class Lifecycle:
                 service=service,
                 scopes=self.policies.scopes_of(tenant, key, model.spec.name),
                 limits=limits_for(tenant, key, service=service, model=model.spec, context_tokens=context_tokens),
-                price=self.prices.get(model.spec.name),
+                price=self.tariffs.of(tenant, model.spec.name),
                 router=self.routers.by_model[model.spec.name],
                 isolated=tenant.isolated_on(model.spec),
             )

@@ -67,7 +67,8 @@ class UsagePages:
         reader = await self.reader(dict(scope["headers"]))
         tenant = self.tenant(reader, query.tenant)
         usable = policies.models_of(tenant)
-        prices = {m.name: self._lifecycle.prices[m.name] for m in usable if m.name in self._lifecycle.prices}
+        charged = ((model.name, self._lifecycle.tariffs.of(tenant, model.name)) for model in usable)
+        prices = {name: price for name, price in charged if price is not None}
         await self._lifecycle.ledger.booked(tenant.name)
         with _store_away_refused():
             answer = await report(

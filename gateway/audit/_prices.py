@@ -5,7 +5,7 @@ recomputed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import cast
 
@@ -30,14 +30,14 @@ class _Entry(msgspec.Struct, frozen=True):
     cached: Decimal
 
 
-async def write_prices(redis: Redis, prices: Mapping[str, Price]) -> None:
-    """Adds these models' prices under their epochs. One that is there stays as it is.
+async def write_prices(redis: Redis, prices: Collection[tuple[str, Price]]) -> None:
+    """Adds these prices of models under their epochs. One that is there stays as it is.
 
     Raises `RedisError` and `OSError`.
     """
     pipeline = redis.pipeline(transaction=False)
     entries = []
-    for model, price in prices.items():
+    for model, price in prices:
         field = f"{price.epoch}|{model}"
         entry = _Entry(price.output_usd_per_mtok, price.input_usd_per_mtok, price.cached_usd_per_mtok)
         entries.append((field, entry))

@@ -1,4 +1,4 @@
-"""What a running gateway does so that it can be audited: it writes down tenants and prices, and one worker of all holds
+"""What a running gateway does so that it can be audited: it writes down its tenants, and one worker of all holds
 the ledger against the engines' counters every few minutes.
 """
 
@@ -7,16 +7,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from gateway.pricing import Price
 from gateway.store import AUDIT_LEASE, StoreUnavailable, end_tasks
 
 from ._events import remember_tenants
-from ._prices import write_prices
 from ._span import Audit, audit
 
 log = logging.getLogger(__name__)
@@ -38,14 +36,12 @@ class Watch:
         redis: Redis,
         *,
         tenants: Collection[str],
-        prices: Mapping[str, Price],
         now_ms: Callable[[], int],
         show: Callable[[Audit | None], None],
         interval_s: float = AUDIT_INTERVAL_S,
     ) -> None:
         self._redis = redis
         self._tenants = tenants
-        self._prices = prices
         self._now_ms = now_ms
         self._show = show
         self._interval_s = interval_s
@@ -53,9 +49,9 @@ class Watch:
         self._written = False
         self._task: asyncio.Task[None] | None = None
 
-    def use(self, *, tenants: Collection[str], prices: Mapping[str, Price]) -> None:
-        """These are the tenants and prices from now on; they are written down with the next audit."""
-        self._tenants, self._prices = tenants, prices
+    def use(self, tenants: Collection[str]) -> None:
+        """These are the tenants from now on; they are written down with the next audit."""
+        self._tenants = tenants
         self._written = False
 
     async def __aenter__(self) -> Watch:
@@ -67,9 +63,8 @@ class Watch:
             await end_tasks([self._task])
 
     async def write_down(self) -> None:
-        """Tenants and prices. Raises `RedisError` and `OSError`."""
+        """The tenants. Raises `RedisError` and `OSError`."""
         await remember_tenants(self._redis, list(self._tenants))
-        await write_prices(self._redis, self._prices)
 
     async def audit(self) -> None:
         """Holds the last minutes against the counters, if that is this worker's to do.

@@ -19,7 +19,6 @@ from ._documents import (
     ModelSpec,
     Policies,
     PoolSpec,
-    PriceSpec,
     ReplicaSpec,
     RoutingSpec,
     SinkFormat,
@@ -33,6 +32,16 @@ from ._documents import (
 from ._keys import check_public_id, hash_key, looks_like_key, parse_public_id
 from ._limits import BudgetPeriod, LimitsSpec, RuleMode, RulesSpec, ScopeLimitsSpec
 from ._load import load
+from ._numbers import plain
+from ._prices import (
+    EVERY_MODEL,
+    OffPeakSpec,
+    PriceSpec,
+    PricingSpec,
+    Smoothing,
+    TenantPriceSpec,
+    TierSpec,
+)
 from ._problems import PolicyError, Problem
 from ._rules import check_name
 from ._schema import json_schema
@@ -40,6 +49,7 @@ from ._scopes import NO_SCOPES, Scope, ScopeKind, Scopes
 from ._unmatched import Match, RuleName, Unmatched
 
 __all__ = [
+    "EVERY_MODEL",
     "NO_SCOPES",
     "AlertsSpec",
     "BudgetPeriod",
@@ -56,10 +66,12 @@ __all__ = [
     "LimitsSpec",
     "Match",
     "ModelSpec",
+    "OffPeakSpec",
     "Policies",
     "PolicyError",
     "PoolSpec",
     "PriceSpec",
+    "PricingSpec",
     "Problem",
     "ReplicaSpec",
     "RoutingSpec",
@@ -73,10 +85,13 @@ __all__ = [
     "SinkFormat",
     "SinkSpec",
     "SloSpec",
+    "Smoothing",
     "StoreFailure",
     "StrategyName",
     "TagsSpec",
+    "TenantPriceSpec",
     "TenantSpec",
+    "TierSpec",
     "Unmatched",
     "check_name",
     "check_public_id",
@@ -86,4 +101,5 @@ __all__ = [
     "load",
     "looks_like_key",
     "parse_public_id",
+    "plain",
 ]

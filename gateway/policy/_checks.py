@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from ._documents import KeySpec, ModelSpec, ReplicaSpec, TenantSpec
+from gateway.catalogue import Catalogue
+
+from ._documents import GpuSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
 from ._limits import ScopeLimitsSpec
+from ._prices import EVERY_MODEL
 from ._problems import Steps
 from ._reader import Reader
 from ._rules import ANY_MODEL
@@ -36,15 +39,17 @@ class Source:
             yield (*steps, index), value
 
 
-def check(sources: list[Source]) -> Document:
+def check(sources: list[Source], catalogue: Catalogue) -> Document:
     """Merges the files and notes with their readers what does not fit; what is there twice, where it comes second."""
     merged = Document(
         ledger=_only(sources, "ledger").ledger,
         alerts=_only(sources, "alerts").alerts,
         fleet=_only(sources, "fleet").fleet,
+        pricing=_only(sources, "pricing").pricing,
     )
     _merge(sources, merged)
     _check_model_names(sources)
+    _check_gpus(sources, catalogue)
     _check_keys(sources)
     _check_tenants(sources, merged)
     return merged
@@ -99,17 +104,55 @@ def _check_model_names(sources: list[Source]) -> None:
 
 
 def _replicas(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSpec]]:
-    """A model's replicas and where they stand: in its own list, or in its pools'."""
+    """A model's replicas and where they stand: in its own list, or in its pools'. Says where they are missing."""
     at: Steps = ("models", model.name)
     if not {(*at, "replicas"), (*at, "pools")}.intersection(source.reader.lines):
         source.reader.problem(at, "replicas is missing. The engine processes that serve this model.")
+    if model.pools and (*at, "replicas") in source.reader.lines:
+        source.reader.problem((*at, "replicas"), "stand in pools already; keep one of the two")
+    yield from _listed(source, model)
+
+
+def _listed(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSpec]]:
+    at: Steps = ("models", model.name)
     if not model.pools:
         yield from source.items((*at, "replicas"), model.replicas)
-        return
-    if (*at, "replicas") in source.reader.lines:
-        source.reader.problem((*at, "replicas"), "stand in pools already; keep one of the two")
     for steps, pool in source.items((*at, "pools"), model.pools):
         yield from source.items((*steps, "replicas"), pool.replicas)
+
+
+def _check_gpus(sources: list[Source], catalogue: Catalogue) -> None:
+    """A SKU is in the catalogue with a price for how it is paid for, and a live price knows what its GPUs cost."""
+    for source, model in _models(sources):
+        at: Steps = ("models", model.name)
+        placed = [((*at, "gpu"), model.gpu)] if model.gpu is not None else []
+        placed += [
+            ((*steps, "gpu"), replica.gpu) for steps, replica in _listed(source, model) if replica.gpu is not None
+        ]
+        for steps, gpu in placed:
+            message = _gpu_problem(gpu, catalogue)
+            if message is not None:
+                source.reader.problem((*steps, "sku"), message)
+        unknown = [replica.url for replica in model.replicas if replica.gpu is None and model.gpu is None]
+        if model.price is not None and model.price.follows_cost and unknown:
+            message = f"follows what the GPUs cost, and of {', '.join(unknown)} nobody says; give the model a gpu"
+            source.reader.problem((*at, "price"), message)
+
+
+def _gpu_problem(gpu: GpuSpec, catalogue: Catalogue) -> str | None:
+    if gpu.sku is None:
+        return None
+    skus = catalogue.gpus
+    known = skus.get(gpu.sku)
+    if known is None:
+        text = gpu.sku
+        close = next((sku for sku in skus if sku.lower() == text.lower() or text.upper().startswith(f"{sku} ")), None)
+        hint = f"did you mean {close!r}? " if close else ""
+        known_skus = ", ".join(skus)
+        return f"{text!r} is not in the GPU catalogue; {hint}known: {known_skus}; for any other GPU write usd_per_hour"
+    if known.hourly(gpu.purchase) is None:
+        return f"{gpu.sku} has no {gpu.purchase} price in the catalogue; write usd_per_hour"
+    return None
 
 
 def _check_keys(sources: list[Source]) -> None:
@@ -145,6 +188,11 @@ def _check_tenants(sources: list[Source], merged: Document) -> None:
         for steps, name in named:
             if name != ANY_MODEL and name not in models:
                 source.reader.problem(steps, f"there is no model {name!r}{_known(name, models)}")
+        for name in tenant.prices:
+            if name != EVERY_MODEL and name not in merged.models:
+                source.reader.problem(
+                    (*at, "prices", name), f"there is no model {name!r}{_known(name, set(merged.models))}"
+                )
         if tenant.class_name is not None and tenant.class_name not in classes:
             message = f"there is no class {tenant.class_name!r}{_known(tenant.class_name, classes)}"
             source.reader.problem((*at, "class"), message)

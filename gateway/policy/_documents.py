@@ -8,9 +8,11 @@ from functools import cached_property
 from typing import Literal
 from urllib.parse import urlsplit
 
-from gateway.pricing import GPUS, Price
+from gateway.catalogue import Catalogue, Purchase, builtin
+from gateway.pricing import Price
 
 from ._limits import LimitsSpec, ScopeLimitsSpec
+from ._prices import EVERY_MODEL, PriceSpec, PricingSpec, TenantPriceSpec
 from ._scopes import Scope, ScopeKind, Scopes, scopes_with
 
 Engine = Literal["vllm"]
@@ -29,12 +31,33 @@ _SESSIONS = frozenset({"session", "weighted"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """What one replica runs on: `count` GPUs, by a SKU of the catalogue and how they are paid for, or by what one of
+    them costs per hour."""
+
+    sku: str | None = None
+    count: int = 1
+    purchase: Purchase = "on_demand"
+    usd_per_hour: Decimal | None = None
+
+    def replica_usd_per_hour(self, catalogue: Catalogue) -> Decimal:
+        """What a replica costs per hour, all its GPUs together, in US dollars."""
+        if self.usd_per_hour is not None:
+            return self.usd_per_hour * self.count
+        assert self.sku is not None, "the loader refuses a GPU with neither"
+        hourly = catalogue.gpus[self.sku].hourly(self.purchase)
+        assert hourly is not None, "the loader refuses a GPU whose price nobody knows"
+        return hourly.usd_per_hour * self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSpec:
     """One engine process. `url` is scheme://host:port without a trailing slash; `weight` its part of the requests where
-    they are placed by weight."""
+    they are placed by weight; `gpu` what it runs on where that differs from its model's."""
 
     url: str
     weight: Decimal = Decimal(1)
+    gpu: GpuSpec | None = None
 
     @property
     def name(self) -> str:
@@ -64,31 +87,6 @@ class RoutingSpec:
     def has_sessions(self) -> bool:
         """Whether it matters which requests belong together."""
         return not _SESSIONS.isdisjoint((self.strategy, self.shadow))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuSpec:
-    """What one replica runs on: `count` GPUs, by a SKU of the catalogue or by what one of them costs per hour."""
-
-    sku: str | None = None
-    count: int = 1
-    usd_per_hour: Decimal | None = None
-
-    def replica_usd_per_hour(self) -> Decimal:
-        """What a replica costs per hour, all its GPUs together, in US dollars."""
-        if self.usd_per_hour is not None:
-            return self.usd_per_hour * self.count
-        assert self.sku is not None, "the loader refuses a GPU with neither"
-        return GPUS[self.sku].usd_per_hour * self.count
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriceSpec:
-    """Dollars per million output tokens; input and cached input cost that ratio of it."""
-
-    output_usd_per_mtok: Decimal
-    input_ratio: Decimal = Decimal("0.28")
-    cached_ratio: Decimal = Decimal("0.1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +167,8 @@ class FleetSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSpec:
     """Who may use what. `models` holds names and aliases of models, or "*" for all. `time_zone` is an IANA name; the
-    limits take it over. `group` shares limits with others. `cache_isolation` goes before its models'.
-    `replica_header`: whether its answers say which replica they are from."""
+    limits take it over. `group` shares limits with others; `prices` are this tenant's own, by model. `cache_isolation`
+    goes before its models'. `replica_header`: whether its answers say which replica they are from."""
 
     name: str
     group: str | None = None
@@ -179,6 +177,7 @@ class TenantSpec:
     class_name: str | None = None
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     context: ContextSpec | None = None
+    prices: dict[str, TenantPriceSpec] = field(default_factory=dict)
     time_zone: str = "UTC"
     cache_isolation: CacheIsolation | None = None
     replica_header: ReplicaHeader = "omit"
@@ -203,6 +202,10 @@ class TenantSpec:
         """Whether this tenant's prompts at the model have cached blocks of their own."""
         return (self.cache_isolation or model.cache_isolation) == "tenant"
 
+    def price_of(self, model: str) -> TenantPriceSpec | None:
+        """Its own terms for a model, if it has any."""
+        return (self.prices.get(model) or self.prices.get(EVERY_MODEL)) if self.prices else None
+
     def may_use(self, model: ModelSpec) -> bool:
         """Whether this tenant's requests for the model are served."""
         allowed = self.models
@@ -225,7 +228,7 @@ class SloSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassSpec:
     """A service class: strict priority band, weight within it, longest wait in the queue. A tenant holds at most
-    `max_share` of the replicas' places; its own requests go in `order`."""
+    `max_share` of the replicas' places; its own requests go in `order`. Its prices are times `price_multiplier`."""
 
     name: str
     priority: int = 0
@@ -235,6 +238,7 @@ class ClassSpec:
     order: Order = "arrival"
     slo: SloSpec = field(default_factory=SloSpec)
     context: ContextSpec | None = None
+    price_multiplier: Decimal = Decimal(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +299,8 @@ class Policies:
     fleet: FleetSpec = field(default_factory=FleetSpec)
     ledger: LedgerSpec = field(default_factory=LedgerSpec)
     alerts: AlertsSpec | None = None
+    pricing: PricingSpec = field(default_factory=PricingSpec)
+    catalogue: Catalogue = field(default_factory=builtin)
     sha256: str
 
     def model_named(self, name: str) -> ModelSpec | None:

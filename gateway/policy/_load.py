@@ -8,8 +8,11 @@ from pathlib import Path
 
 import yaml
 
+from gateway.catalogue import CATALOGUE_FILES, Catalogue, CatalogueError, builtin, read
+
 from ._checks import Source, check
 from ._documents import FleetSpec, LedgerSpec, Policies
+from ._prices import PricingSpec
 from ._problems import PolicyError, Problem, shown
 from ._reader import Reader
 from ._table import DOCUMENT, Document
@@ -20,16 +23,23 @@ class _File:
     name: str
     content: bytes
 
+    @property
+    def is_catalogue(self) -> bool:
+        return Path(self.name).name in CATALOGUE_FILES
+
 
 def load(directory: Path) -> Policies:
-    """Reads every `*.yaml` of the directory, in the order of their names, as one policy.
+    """Reads every `*.yaml` of the directory, in the order of their names, as one policy; `gpus.yaml` and `hosted.yaml`
+    are figures of the catalogue.
 
     Raises `PolicyError` with all that is wrong: nothing is half loaded. Hidden files are left to their editors.
     """
     problems: list[Problem] = []
     files = _files(directory, problems)
-    sources = [source for file in files if (source := _source(file, problems)) is not None]
-    merged = check(sources)
+    catalogue = _catalogue(files, problems)
+    documents = [file for file in files if not file.is_catalogue]
+    sources = [source for file in documents if (source := _source(file, problems)) is not None]
+    merged = check(sources, catalogue)
     for source in sources:
         problems.extend(source.reader.problems)
     if not problems and not merged.models:
@@ -47,6 +57,8 @@ def load(directory: Path) -> Policies:
         fleet=merged.fleet or FleetSpec(),
         ledger=merged.ledger or LedgerSpec(),
         alerts=merged.alerts,
+        pricing=merged.pricing or PricingSpec(),
+        catalogue=catalogue,
         sha256=digest.hexdigest(),
     )
 
@@ -79,6 +91,21 @@ def _files(directory: Path, problems: list[Problem]) -> list[_File]:
     if not files and not problems:
         problem(directory, "holds no *.yaml file; policies/example.yaml of the project is a start")
     return files
+
+
+def _catalogue(files: list[_File], problems: list[Problem]) -> Catalogue:
+    """The figures that come with Mtok, the directory's own in their place."""
+    catalogue = builtin()
+    for file in files:
+        if not file.is_catalogue:
+            continue
+        try:
+            catalogue = catalogue.with_(read(file.content.decode("utf-8-sig")))
+        except UnicodeDecodeError:
+            problems.append(Problem(file.name, 1, "", "is not UTF-8 text"))
+        except CatalogueError as error:
+            problems.extend(Problem(file.name, fault.line, fault.field, fault.message) for fault in error.faults)
+    return catalogue
 
 
 def _source(file: _File, problems: list[Problem]) -> Source | None:

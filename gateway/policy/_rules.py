@@ -8,11 +8,10 @@ from typing import cast
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
 
-from gateway.pricing import GPUS
-
-from ._documents import ContextSpec, GpuSpec, ModelSpec, PriceSpec, RoutingSpec, TagsSpec
+from ._documents import ContextSpec, GpuSpec, ModelSpec, RoutingSpec, TagsSpec
 from ._limits import RuleSpec
 from ._numbers import plain
+from ._prices import OffPeakSpec, PriceSpec, TenantPriceSpec
 
 ANY_MODEL = "*"
 TAGS_MAX = 8
@@ -133,15 +132,6 @@ def check_tags(value: object) -> list[tuple[str, str]]:
     return []
 
 
-def check_sku(text: str) -> str | None:
-    """What is wrong with the name of a GPU, or None."""
-    if text in GPUS:
-        return None
-    close = next((sku for sku in GPUS if sku.lower() == text.lower() or text.upper().startswith(f"{sku} ")), None)
-    hint = f"did you mean {close!r}? " if close else ""
-    return f"is not in the GPU catalogue; {hint}known: {', '.join(GPUS)}; for any other GPU write usd_per_hour"
-
-
 def check_gpu(value: object) -> list[tuple[str, str]]:
     """A GPU has its price from one place: the field to blame and what is wrong."""
     gpu = cast(GpuSpec, value)
@@ -188,13 +178,55 @@ def check_rule(value: object) -> list[tuple[str, str]]:
 def check_price(value: object) -> list[tuple[str, str]]:
     """Cached input costs no more than uncached: the field to blame and what is wrong."""
     price = cast(PriceSpec, value)
+    problems = _check_live(price)
     if price.cached_ratio <= price.input_ratio:
-        return []
+        return problems
     meant = price.cached_ratio * price.input_ratio
     return [
+        *problems,
         (
             "cached_ratio",
             f"cached input would cost more than uncached: both ratios are of the output price; for {price.cached_ratio}"
             f" of the input price write {plain(meant)}",
-        )
+        ),
     ]
+
+
+def _check_live(price: PriceSpec) -> list[tuple[str, str]]:
+    floor, ceiling = price.floor_usd_per_mtok, price.ceiling_usd_per_mtok
+    problems = []
+    if floor is not None and ceiling is not None and floor > ceiling:
+        problems.append(("floor_usd_per_mtok", f"is above the ceiling of {plain(ceiling)}"))
+    bounds = (floor, ceiling, price.max_step)
+    if price.mode == "fixed" and (price.overhead != 1 or any(bound is not None for bound in bounds)):
+        problems.append(("mode", "overhead, floor, ceiling and max_step are a live price's; add mode: live"))
+    if price.mode != "cost_plus" and price.margin:
+        problems.append(("margin", "is for mode: cost_plus"))
+    return problems
+
+
+def check_off_peak(value: object) -> list[tuple[str, str]]:
+    """Hours of no length are none: the field to blame and what is wrong."""
+    hours = cast(OffPeakSpec, value)
+    return [("to_hour", "is from_hour: these hours have no length")] if hours.from_hour == hours.to_hour else []
+
+
+def check_tenant_price(value: object) -> list[tuple[str, str]]:
+    """What a mode needs is there and what it does not know is not: the field to blame and what is wrong."""
+    price = cast(TenantPriceSpec, value)
+    problems = []
+    if price.mode == "fixed" and price.output_usd_per_mtok is None:
+        problems.append(("output_usd_per_mtok", "is missing: a fixed price is this many dollars"))
+    if price.mode in ("live", "cost_plus") and price.output_usd_per_mtok is not None:
+        problems.append(("output_usd_per_mtok", f"says nothing in mode {price.mode}, which follows the model's price"))
+    if price.output_usd_per_mtok is None and (price.input_ratio is not None or price.cached_ratio is not None):
+        problems.append(("input_ratio", "is of a price of the tenant's own; add output_usd_per_mtok"))
+    own = (price.discount, price.tiers, price.off_peak, price.committed_usd_per_month)
+    if price.mode != "contract" and any(own):
+        problems.append(("mode", "discount, tiers, off_peak and committed_usd_per_month are a contract's"))
+    if price.mode != "cost_plus" and price.margin:
+        problems.append(("margin", "is for mode: cost_plus"))
+    starts = [tier.from_mtok for tier in price.tiers]
+    if starts != sorted(set(starts)):
+        problems.append(("tiers", "go up: each begins at more tokens than the one before"))
+    return problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from gateway.pricing import GPUS
+from gateway.catalogue import PURCHASES, builtin
 
 from . import _numbers as units
 from ._documents import (
@@ -19,7 +19,6 @@ from ._documents import (
     LedgerSpec,
     ModelSpec,
     PoolSpec,
-    PriceSpec,
     ReplicaSpec,
     RoutingSpec,
     SinkSpec,
@@ -30,6 +29,7 @@ from ._documents import (
 from ._keys import check_public_id
 from ._limits import LimitsSpec, RuleSpec, ScopeLimitsSpec
 from ._modes import limits_from
+from ._prices import OffPeakSpec, PriceSpec, PricingSpec, TenantPriceSpec, TierSpec
 from ._rules import (
     MODEL_NAME,
     PLAIN_NAME,
@@ -39,14 +39,15 @@ from ._rules import (
     check_model_choice,
     check_model_name,
     check_name,
+    check_off_peak,
     check_price,
     check_routing,
     check_rule,
     check_sha256,
     check_sink_url,
-    check_sku,
     check_tag_header,
     check_tags,
+    check_tenant_price,
     check_time_zone,
     check_tokenizer,
     check_url,
@@ -68,6 +69,7 @@ class Document:
     fleet: FleetSpec | None = None
     ledger: LedgerSpec | None = None
     alerts: AlertsSpec | None = None
+    pricing: PricingSpec | None = None
 
 
 _MODEL = Text(what="a model's name", check=check_model_name, pattern=MODEL_NAME)
@@ -76,6 +78,14 @@ _TENANT = Text(what="a tenant's name", check=check_name, pattern=PLAIN_NAME)
 _GROUP = Text(what="a group's name", check=check_name, pattern=PLAIN_NAME)
 _CLASS = Text(what="a class's name", check=check_name, pattern=PLAIN_NAME)
 _RATIO = Number(unit=units.SHARE_OF_OUTPUT, whole=False, minimum=Decimal(0), maximum=Decimal(1))
+_SHARE = Number(unit=units.PLAIN, whole=False, minimum=Decimal(0), maximum=Decimal(1))
+_HOUR = Number(unit=units.PLAIN, minimum=Decimal(0), maximum=Decimal(24))
+
+
+def _usd_per_mtok(about: str, *aka: str) -> Field:
+    return Field(
+        shape=Number(unit=units.USD_PER_MTOK, whole=False, minimum=Decimal(0), exclusive=True), about=about, aka=aka
+    )
 
 
 def _limit(unit: Unit, about: str, *aka: str) -> Field:
@@ -176,6 +186,33 @@ def _limits_of(what: str) -> Record:
     return Record(what=f"{what}'s limits", build=limits_from(ScopeLimitsSpec), example="{usd_per_day: 5}", fields=RULES)
 
 
+GPU = Record(
+    what="a GPU",
+    build=GpuSpec,
+    example="{sku: H100, count: 1}",
+    check=check_gpu,
+    fields={
+        "sku": Field(
+            shape=Text(what="a GPU", check=check_name, pattern="|".join(builtin().gpus)),
+            about="Name in the GPU catalogue, which knows its price.",
+            aka=("type", "name", "model"),
+        ),
+        "count": Field(
+            shape=Number(unit=units.GPU_COUNT, maximum=Decimal(1024)), about="GPUs of one replica (default 1)."
+        ),
+        "purchase": Field(
+            shape=Choice(options=PURCHASES),
+            about="How they are paid for, where the sku says the price (default on_demand).",
+            aka=("billing", "pricing"),
+        ),
+        "usd_per_hour": Field(
+            shape=Number(unit=units.USD_PER_HOUR, whole=False, minimum=Decimal(0), exclusive=True),
+            about="What one GPU costs, US dollars per hour, instead of the catalogue's price for its sku.",
+            aka=("price", "usd_per_hr", "price_per_hour"),
+        ),
+    },
+)
+
 REPLICA = Record(
     what="a replica",
     build=ReplicaSpec,
@@ -197,6 +234,7 @@ REPLICA = Record(
             about="Its part of the requests, against the others' weights, where the strategy is weighted (default 1).",
             aka=("share", "percent"),
         ),
+        "gpu": Field(shape=GPU, about="What this one runs on, where that differs from the model's.", aka=("hardware",)),
     },
 )
 
@@ -253,28 +291,6 @@ ROUTING = Record(
     },
 )
 
-GPU = Record(
-    what="a GPU",
-    build=GpuSpec,
-    example="{sku: H100, count: 1}",
-    check=check_gpu,
-    fields={
-        "sku": Field(
-            shape=Text(what="a GPU", check=check_sku, pattern="|".join(GPUS)),
-            about="Name in the GPU catalogue, which knows its price.",
-            aka=("type", "name", "model"),
-        ),
-        "count": Field(
-            shape=Number(unit=units.GPU_COUNT, maximum=Decimal(1024)), about="GPUs of one replica (default 1)."
-        ),
-        "usd_per_hour": Field(
-            shape=Number(unit=units.USD_PER_HOUR, whole=False, minimum=Decimal(0), exclusive=True),
-            about="What one GPU costs, US dollars per hour, instead of the catalogue's price for its sku.",
-            aka=("price", "usd_per_hr", "price_per_hour"),
-        ),
-    },
-)
-
 PRICE = Record(
     what="a price",
     build=PriceSpec,
@@ -289,6 +305,104 @@ PRICE = Record(
         ),
         "input_ratio": Field(shape=_RATIO, about="Price of an uncached input token over an output token's (0.28)."),
         "cached_ratio": Field(shape=_RATIO, about="Price of a cached input token over an output token's (0.1)."),
+        "mode": Field(
+            shape=Choice(options=("fixed", "live", "cost_plus")),
+            about="fixed (default): that price; live: what the GPUs cost over what they produced, that price until "
+            "there is something to measure; cost_plus: live and the margin.",
+            aka=("type", "kind"),
+        ),
+        "overhead": Field(
+            shape=Number(unit=units.PLAIN, whole=False, minimum=Decimal(1), maximum=Decimal(10)),
+            about="What the GPUs' own cost is multiplied by in a live price: 1.4 to 1.8 in production (default 1).",
+        ),
+        "margin": Field(shape=_SHARE, about="What cost_plus adds to the live price, 0.2 is a fifth.", aka=("markup",)),
+        "floor_usd_per_mtok": _usd_per_mtok("A live price is never below this, output.", "floor", "min"),
+        "ceiling_usd_per_mtok": _usd_per_mtok("A live price is never above this, output.", "ceiling", "max"),
+        "max_step": Field(
+            shape=_SHARE, about="The largest change from one epoch to the next, a share of the price (default: any)."
+        ),
+        "smooth": Field(
+            shape=Choice(options=("epoch", "hour", "day")),
+            about="The time a live price is measured over (default hour).",
+            aka=("smoothing", "window"),
+        ),
+        "ratios": Field(
+            shape=Choice(options=("set", "measured")),
+            about="Take input_ratio as it is set (default), or measured: from the engines' own time for prefill and "
+            "decode, where they tell it.",
+        ),
+    },
+)
+
+TIER = Record(
+    what="a tier",
+    build=TierSpec,
+    example="{from_mtok: 1000, discount: 0.1}",
+    fields={
+        "from_mtok": Field(
+            shape=Number(unit=units.PLAIN, whole=False, minimum=Decimal(0)),
+            required=True,
+            about="Million tokens, input and output, of a month from which it holds.",
+            aka=("from", "above"),
+        ),
+        "discount": Field(shape=_SHARE, required=True, about="Share that is taken off."),
+    },
+)
+
+OFF_PEAK = Record(
+    what="off-peak hours",
+    build=OffPeakSpec,
+    example="{from_hour: 22, to_hour: 6, discount: 0.3}",
+    check=check_off_peak,
+    fields={
+        "from_hour": Field(shape=_HOUR, required=True, about="Hour of the day it begins, in the tenant's time zone."),
+        "to_hour": Field(shape=_HOUR, required=True, about="Hour of the day it ends."),
+        "discount": Field(shape=_SHARE, required=True, about="Share that is taken off."),
+    },
+)
+
+TENANT_PRICE = Record(
+    what="a tenant's price",
+    build=TenantPriceSpec,
+    example="{mode: contract, output_usd_per_mtok: 0.30}",
+    check=check_tenant_price,
+    fields={
+        "mode": Field(
+            shape=Choice(options=("live", "fixed", "cost_plus", "contract")),
+            about="live: the model's price; fixed: one of its own; cost_plus: the model's price and the margin; "
+            "contract (default): one of its own or the model's, with discounts, tiers and a commitment.",
+        ),
+        "output_usd_per_mtok": _usd_per_mtok("US dollars per million output tokens, instead of the model's.", "output"),
+        "input_ratio": Field(shape=_RATIO, about="As the model's price has it, for this tenant's own price."),
+        "cached_ratio": Field(shape=_RATIO, about="Likewise, of cached input."),
+        "margin": Field(shape=_SHARE, about="What cost_plus adds to the model's price.", aka=("markup",)),
+        "discount": Field(shape=_SHARE, about="Share that a contract takes off at all times."),
+        "tiers": Field(
+            shape=ListOf(item=TIER, example="[{from_mtok: 1000, discount: 0.1}]"),
+            about="Discounts by the tokens of the month so far; the last one reached holds from the next epoch on.",
+        ),
+        "off_peak": Field(shape=OFF_PEAK, about="Hours of the day that cost less."),
+        "committed_usd_per_month": Field(
+            shape=Number(unit=units.USD, whole=False, minimum=Decimal(0), exclusive=True, maximum=BUDGET_USD_MAX),
+            about="What the tenant pays for this model in a month at least; a bill shows what is missing.",
+            aka=("commitment", "minimum"),
+        ),
+    },
+)
+
+PRICING = Record(
+    what="how prices are made",
+    build=PricingSpec,
+    example="{epoch_s: 300}",
+    fields={
+        "epoch_s": Field(
+            shape=Number(unit=units.SECONDS, minimum=Decimal(10), maximum=Decimal(86_400)),
+            about="How long a live price holds, in seconds (default 300).",
+            aka=("epoch", "interval"),
+        ),
+        "recover_idle": Field(
+            shape=_SHARE, about="Share of GPU cost that no bill paid for, put on the bills by use (default 0)."
+        ),
     },
 )
 
@@ -476,6 +590,11 @@ TENANT = Record(
             shape=CONTEXT_BESIDE_OTHERS,
             about="How long this tenant's requests may be; on_excess holds for the lengths in its limits too.",
         ),
+        "prices": Field(
+            shape=MapOf(name=_MODEL_OR_ANY, item=TENANT_PRICE, example="tiny: {output_usd_per_mtok: 0.30}"),
+            about='What this tenant pays, by model or "*", where that is not the model\'s price.',
+            aka=("pricing", "contract"),
+        ),
         "time_zone": _TIME_ZONE,
         "cache_isolation": _CACHE_ISOLATION,
         "replica_header": Field(
@@ -531,6 +650,10 @@ CLASS = Record(
         ),
         "slo": Field(shape=SLO, about="Latency targets of this class."),
         "context": Field(shape=CONTEXT, about="How long requests of this class may be; the smallest limit wins."),
+        "price_multiplier": Field(
+            shape=Number(unit=units.PLAIN, whole=False, minimum=Decimal(0), maximum=Decimal(100)),
+            about="What prices are multiplied by for tenants of this class: 0.5 for batch (default 1).",
+        ),
     },
 )
 
@@ -669,6 +792,7 @@ DOCUMENT = Record(
         ),
         "fleet": Field(shape=FLEET, about="Limits that all tenants share.", aka=("global", "cluster")),
         "ledger": Field(shape=LEDGER, about="How usage is kept.", aka=("metering", "billing", "journal")),
+        "pricing": Field(shape=PRICING, about="How live prices are made.", aka=("prices",)),
         "alerts": Field(
             shape=ALERTS,
             about="A webhook that is told when a soft limit is used by 50, 80 or 95 %; its token is MTOK_ALERTS_TOKEN.",

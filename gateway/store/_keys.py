@@ -99,9 +99,10 @@ class ReplicaKeys:
     last    hash    the last reading of its counters, and when
     sent    hash    per gateway worker: requests it has sent there, and since when its oldest one runs
     engine  hash    what the counters added in one minute (see scripts/engine.lua)
+    gpu     hash    when its GPUs were there, at which price (see scripts/gpu.lua)
     """
 
-    __slots__ = ("_engine", "last", "lease", "sent")
+    __slots__ = ("_engine", "gpu", "last", "lease", "sent")
 
     def __init__(self, replica: str) -> None:
         assert replica, "a replica has a name"
@@ -110,6 +111,7 @@ class ReplicaKeys:
         self.lease = prefix + "lease"
         self.last = prefix + "last"
         self.sent = prefix + "sent"
+        self.gpu = prefix + "gpu"
         self._engine = prefix + "engine:"
 
     def engine(self, minute_s: int) -> str:
@@ -148,6 +150,13 @@ TENANTS: Final = "mtok:tenants"
 """Set: every tenant that policies have named."""
 PRICE_BOOK: Final = "mtok:prices"
 """Hash: field "<epoch>|<model>", the prices as JSON. Written once each, never changed."""
+PRICE_EPOCHS: Final = "mtok:price:epochs"
+"""Hash: field the epoch's name, what was measured for it and the live prices that follow, as JSON. Written once each,
+never changed."""
+PRICE_LEASE: Final = "mtok:price:lease"
+"""Hash: which worker makes the next epoch's prices and counts the GPUs' hours (see scripts/lease.lua)."""
+GPU_REPLICAS: Final = "mtok:gpu:replicas"
+"""Set: every replica whose GPU hours have been counted."""
 RULES_TOLD: Final = "mtok:rules:told"
 """String: since when no other worker tells which rules of the policies nothing matches."""
 

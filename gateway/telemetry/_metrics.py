@@ -227,6 +227,17 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._add_ledger(registry)
+        self.running = 0
+        """Requests being relayed, as a plain number."""
+        self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}
+        self._denied: Tally[tuple[str, str, str]] = Tally()
+        self._audited: Tally[tuple[str, str, str, str]] = Tally()
+        self._soft_used: dict[tuple[str, str, str], tuple[float, float]] = {}
+        self._before_flush: list[Callable[[], None]] = []
+
+    def _add_ledger(self, registry: CollectorRegistry) -> None:
+        """What says whether the books are right and up to date."""
         self.unbooked = Gauge(
             "mtok_unbooked_events",
             "Usage events on disk that Redis does not have yet.",
@@ -266,6 +277,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.prices_stale = Gauge(
+            "mtok_prices_stale",
+            "1 while nobody has made the present epoch's prices: the last ones hold",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.journal_failing = Gauge(
             "mtok_journal_failing",
             "1 while usage cannot be written to disk.",
@@ -292,13 +309,6 @@ class Metrics:
             registry=registry,
             multiprocess_mode="max",
         )
-        self.running = 0
-        """Requests being relayed, as a plain number."""
-        self._tallies: dict[tuple[str, str, str, str, str], _Tally] = {}
-        self._denied: Tally[tuple[str, str, str]] = Tally()
-        self._audited: Tally[tuple[str, str, str, str]] = Tally()
-        self._soft_used: dict[tuple[str, str, str], tuple[float, float]] = {}
-        self._before_flush: list[Callable[[], None]] = []
 
     def show_policy(self, version: str) -> None:
         """These policies are in force from now on."""

@@ -24,12 +24,14 @@ from ._requests import (
     parse_stream_query,
 )
 from ._running import read_running
+from ._tokens import Billed, billed_by_tenant_and_model
 from ._why import Why, rules_met, why
 
 __all__ = [
     "BUCKETS_MAX",
     "GROUP_KEYS",
     "TAG_PREFIX",
+    "Billed",
     "Booked",
     "BudgetLeft",
     "Kind",
@@ -47,6 +49,7 @@ __all__ = [
     "UsageQuery",
     "UsageResult",
     "Why",
+    "billed_by_tenant_and_model",
     "find_event",
     "find_request",
     "is_entry",

@@ -1,6 +1,6 @@
 """OpenAI's bytes: request view, body edits, SSE scanner, usage readers. No I/O: bytes in, bytes and values out."""
 
-from ._ending import length_end
+from ._ending import length_end, with_cost
 from ._engine_errors import engine_refusal
 from ._first_event import FIRST_EVENT_MAX_BYTES, first_event_is_whole, in_band_error
 from ._readers import read_answer
@@ -29,4 +29,5 @@ __all__ = [
     "read_answer",
     "scanner_for",
     "set_fields",
+    "with_cost",
 ]

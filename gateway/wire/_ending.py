@@ -44,6 +44,17 @@ def length_end(view: RequestView, event: bytes, usage: Usage) -> bytes:
     return b"".join([b"data: %b\n\n" % _encode(one) for one in events]) + DONE
 
 
+def with_cost(endpoint: Endpoint, last: bytes, cost_usd: str, price_epoch: str) -> bytes:
+    """The last events of a stream with what it cost: in an event without choices before `[DONE]`, or, where the
+    dialect's clients know their events by name, in a comment after the last of them."""
+    if not endpoint.has_stream_options:
+        return b"%b: x-mtok-cost-usd %b %b\n\n" % (last, cost_usd.encode(), price_epoch.encode())
+    told = {"object": "mtok.cost", "choices": [], "cost_usd": cost_usd, "price_epoch": price_epoch}
+    event = b"data: %b\n\n" % _encode(told)
+    before, done, after = last.rpartition(DONE)
+    return b"".join((before, event, done, after)) if done else last + event
+
+
 def _common(event: bytes) -> dict[str, object]:
     for line in event.splitlines():
         try:

@@ -31,7 +31,7 @@ COMMANDS = [
     ["policy", "check"],
     ["policy", "explain"],
     ["policy", "diff"],
-    ["price", "quote"],
+    *(["price", name] for name in ("quote", "show", "history", "why")),
 ]
 
 
@@ -117,15 +117,30 @@ def test_a_bad_variable_is_one_line(tmp_path: Path) -> None:
 
 def test_price_quote_of_scenario_a() -> None:
     """2 x H100 at 4,800 tokens/s: the figures of the economics page."""
-    result = mtok("price", "quote", "--gpu", "h100", "--count", "2", "--output-tokens-per-second", "4800")
+    two = ("--gpu", "h100", "--count", "2")
+    result = mtok("price", "quote", *two, "--usd-per-hour", "2.99", "--output-tok-s", "4800")
     assert result.exit_code == 0
     assert result.stdout == (
-        "2 x H100 (2.99 $/h each, list 2026-06): 5.980 $/h, 17.280 Mtok/h\n"
+        "2 x H100 (2.99 $/h each): 5.980 $/h, 17.280 Mtok/h\n"
         "output               0.346 $/Mtok\n"
         "input (0.28)         0.097 $/Mtok\n"
         "cached (0.1)         0.035 $/Mtok\n"
-        "blended 3:1          0.159 $/Mtok\n"
+        "blended 3:1          0.159 $/Mtok  (0.460 x output)\n"
     )
+    listed = mtok("price", "quote", *two, "--output-tok-s", "4800", "--blend", "3:1", "--input-ratio", "0.30")
+    assert listed.stdout.startswith("2 x H100 (2.99 $/h each, on demand, list 2026-06-15, ")
+    assert " days old): 5.980 $/h, 17.280 Mtok/h\n" in listed.stdout
+    assert listed.stdout.endswith("blended 3:1          0.164 $/Mtok  (0.475 x output)\n")
+
+
+def test_price_quote_shows_overhead_apart() -> None:
+    """What the GPUs alone cost, and what idle hours, egress and headroom put on top of it."""
+    result = mtok("price", "quote", "--usd-per-hour", "5.99", "--output-tok-s", "7200", "--overhead", "1.5")
+    assert result.stdout.splitlines()[1:4] == [
+        "GPUs alone           0.231 $/Mtok output",
+        "overhead x1.5        0.116 $/Mtok on top, in all prices below",
+        "output               0.347 $/Mtok",
+    ]
 
 
 def test_price_quote_as_json_has_amounts_as_strings() -> None:
@@ -172,16 +187,17 @@ RATE = ["--output-tokens-per-second", "100"]
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["price", "quote", *RATE], "mtok: say what an hour costs: --gpu SKU (with --count) or --usd-per-hour USD"),
+        (["price", "quote", *RATE], "mtok: say what an hour costs: --gpu SKU or --usd-per-hour USD, with --count"),
         (
             ["price", "quote", *RATE, "--gpu", "H1000"],
             "mtok: --gpu 'H1000' is not in the catalogue; did you mean H100?",
         ),
-        (["price", "quote", *RATE, "--gpu", "L4", "--usd-per-hour", "1"], "mtok: --gpu and --usd-per-hour both say"),
-        (["price", "quote", *RATE, "--count", "2", "--usd-per-hour", "1"], "mtok: --count belongs to --gpu"),
+        (["price", "quote", *RATE, "--gpu", "B100"], "mtok: nobody says what B100 costs on demand"),
+        (["price", "quote", *RATE, "--gpu", "L4", "--blend", "3:0"], "'3:0' is no blend; write input to output"),
+        (["price", "quote", *RATE, "--gpu", "L4", "--purchase", "gift"], "'gift' is none of on_demand, reserved, spot"),
         (["price", "quote", *RATE, "--gpu", "L4", "--input-ratio", "28"], "mtok: input_ratio is a share of the output"),
         (["price", "quote", *RATE, "--gpu", "L4", "--overhead", "x"], "'x' is not a plain number, e.g. 2.99"),
-        (["price", "quote", "--gpu", "L4"], "Missing option '--output-tokens-per-second'"),
+        (["price", "quote", "--gpu", "L4"], "Missing option '--output-tok-s'"),
         (["usage", "--bucket", "2h", "acme"], "mtok: bucket is '2h'; it is one of 1m, 1h, 1d."),
         (["usage", "show", "export", "--bucket", "2h"], "mtok: bucket is '2h'; it is one of 1m, 1h, 1d."),
         (["usage", "export"], "Missing option '--format'"),

@@ -208,14 +208,20 @@ def test_prices_are_ready_to_charge(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "hourly"), [("{sku: H100, count: 2}", "5.98"), ("{usd_per_hour: 1.25, count: 4}", "5.00")]
+    ("gpu", "hourly"),
+    [
+        ("{sku: H100, count: 2}", "5.98"),
+        ("{usd_per_hour: 1.25, count: 4}", "5.00"),
+        ("{sku: H100, purchase: spot}", "1.05"),
+    ],
 )
 def test_a_replica_costs_all_its_gpus(tmp_path: Path, gpu: str, hourly: str) -> None:
     """By the catalogue's price or one's own, times the count."""
     text = f'models: {{m: {{replicas: [{{url: "http://a:1"}}], gpu: {gpu}}}}}'
-    spec = load(directory(tmp_path, a=text)).models["m"].gpu
+    policies = load(directory(tmp_path, a=text))
+    spec = policies.models["m"].gpu
     assert spec is not None
-    assert spec.replica_usd_per_hour() == Decimal(hourly)
+    assert spec.replica_usd_per_hour(policies.catalogue) == Decimal(hourly)
 
 
 def test_the_example_is_valid_as_it_stands() -> None:

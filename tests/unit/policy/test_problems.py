@@ -190,8 +190,8 @@ FIELDS = [
     ),
     (
         in_model("gpu: {sku: h100}"),
-        "models.m.gpu.sku: 'h100' is not in the GPU catalogue; did you mean 'H100'? known: A100, H100, H200, L4, L40S, "
-        "B200, MI300X; for any other GPU write usd_per_hour",
+        "models.m.gpu.sku: 'h100' is not in the GPU catalogue; did you mean 'H100'? known: A100-40GB, A100, H100, "
+        "H100-PCIe, H200, L4, L40S, B100, B200, MI300X; for any other GPU write usd_per_hour",
     ),
     (in_model("gpu: H100"), "models.m.gpu: is not a mapping; it holds a GPU: write {sku: H100, count: 1}"),
     (in_model("price: {input_ratio: 0.3}"), "models.m.price: output_usd_per_mtok is missing."),
