@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from msgspec import Struct
 
@@ -18,7 +18,7 @@ from gateway.metering import FailedAttempt
 from gateway.placement import Placement
 from gateway.relay import Answer, ClientWatch, open_answer
 from gateway.telemetry import Telemetry
-from gateway.wire import RequestView
+from gateway.wire import Continuation, Endpoint, RequestView
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +49,15 @@ class Attempts(Struct, frozen=True, kw_only=True):
         self.model.retries.earn()
         tried: set[Replica] = set()
         lost = busy = False
-
-        def untried() -> list[Replica]:
-            return [replica for replica in self.model.replicas if replica.healthy and replica not in tried]
-
-        while targets := untried():
-            if self.watch.gone:  # left before its request was sent, or while a connection to a replica was made
-                raise Interrupted
+        while self._untried(tried):
             if (lost or busy) and not self._may_try_again():
                 break
-            slot = self.slot
-            replica = self._choose(targets) if slot is None else await self._wait_for_room(slot, untried)
-            tried.add(replica)
+            replica = await self._next(tried)
             try:
-                answer = await self._open_at(replica)
+                answer = await self._open_at(replica, self.view.endpoint, self.body)
             except ConnectFailed as error:
                 self._note_failed(replica, "connect", error)
             except UpstreamLost as error:
-                if self.watch.gone:
-                    raise Interrupted from error
                 self._note_failed(replica, "lost", error)
                 lost = True
                 if isinstance(error, UpstreamSilent):  # it may compute still: a second one would burn as much again
@@ -85,26 +75,69 @@ class Attempts(Struct, frozen=True, kw_only=True):
             raise Refused(refusals.UPSTREAM_LOST)
         raise Refused(refusals.REPLICAS_BUSY if busy else refusals.NO_REPLICA)
 
-    async def _open_at(self, replica: Replica) -> Answer:
-        self.call.replica, self.call.pool = replica.name, self.model.pool_of(replica)
-        cached_bytes, text_bytes = self.placement.cached_share
-        self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
-        head = replica.head(self.call.endpoint.path, self.call.id.encode(), len(self.body), self.passed_on)
-        answer = await open_answer(replica, head, self.body, self.watch)
-        if answer.is_stream:
+    async def open_again(self, sent: Continuation, lost: Replica) -> Answer | None:
+        """The stream of another replica than the one that was `lost` in mid-stream, and that has been noted. Each is
+        tried once; None when none answers. Raises `Interrupted`."""
+        tried = {lost}
+        self.placement.ended()
+        if self.slot is not None:
+            self.slot.lost(self.clock.now_ms())
+        while self._untried(tried):
             try:
-                await answer.look()
-            except BaseException:
+                replica = await self._next(tried)
+                answer = await self._open_at(replica, sent.endpoint, sent.body, goes_on=sent.by != "anew")
+            except Refused:  # no room in time
+                return None
+            except ConnectFailed as error:
+                self._note_failed(replica, "connect", error, again=sent)
+            except UpstreamLost as error:
+                self._note_failed(replica, "lost", error, again=sent)
+            else:
+                if answer.is_stream:
+                    return answer
                 answer.close()
-                raise
+                self._note_failed(replica, "busy" if answer.status in (429, 503) else "refused", None, again=sent)
+        return None
+
+    def _untried(self, tried: Set[Replica]) -> list[Replica]:
+        return [replica for replica in self.model.replicas if replica.healthy and replica not in tried]
+
+    async def _next(self, tried: set[Replica]) -> Replica:
+        """The replica to try, which counts as tried. Raises `Refused` where none has room in time, `Interrupted`."""
+        if self.watch.gone and not self.watch.finishes:  # before its request was sent, or while one was connected to
+            raise Interrupted
+        if self.slot is None:
+            replica = self.placement.choose(self.model.first_pool(self._untried(tried)))
+        else:
+            replica = await self._wait_for_room(self.slot, lambda: self._untried(tried))
+        tried.add(replica)
+        self.call.replica, self.call.pool = replica.name, self.model.pool_of(replica)
+        return replica
+
+    async def _open_at(self, replica: Replica, endpoint: Endpoint, body: bytes, *, goes_on: bool = False) -> Answer:
+        """`goes_on`: the meter has the prompt from the replica that read it first. Raises `ConnectFailed`,
+        `UpstreamLost`, `Interrupted`."""
+        if not goes_on:
+            cached_bytes, text_bytes = self.placement.cached_share
+            self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
+        head = replica.head(endpoint.path, self.call.id.encode(), len(body), self.passed_on)
+        try:
+            answer = await open_answer(replica, head, body, self.watch)
+            if answer.is_stream:
+                try:
+                    await answer.look()
+                except BaseException:
+                    answer.close()
+                    raise
+        except UpstreamLost as error:
+            if self.watch.gone:
+                raise Interrupted from error
+            raise
         if answer.status not in (429, 503) and answer.is_stream:
             self.placement.first_token()
             if self.slot is not None:
                 self.slot.first_token()
         return answer
-
-    def _choose(self, targets: Sequence[Replica]) -> Replica:
-        return self.placement.choose(self.model.first_pool(targets))
 
     def _may_try_again(self) -> bool:
         """Nothing has reached the client, so that another replica may answer: as long as the client waits for it, and
@@ -127,18 +160,31 @@ class Attempts(Struct, frozen=True, kw_only=True):
         finally:
             self.call.queued_ms += self.clock.now_ms() - since_ms
 
-    def _note_failed(self, replica: Replica, reason: str, error: Exception | None) -> None:
-        """What an attempt burnt that died after it was sent is the platform's loss."""
-        input_tokens, output_tokens = self.meter.attempt_most() if reason == "lost" else (0, 0)
-        self.meter.withdraw()
+    def _note_failed(
+        self, replica: Replica, reason: str, error: Exception | None, *, again: Continuation | None = None
+    ) -> None:
+        """An attempt that died before its answer. `again`: it was to go on with an answer, of which the client has had
+        a part."""
+        input_tokens = output_tokens = 0
+        if reason in ("lost", "refused"):
+            input_tokens, output_tokens = self.meter.attempt_most()
+        if again is None:
+            self.meter.withdraw()
+        else:
+            input_tokens += again.tokens if input_tokens else 0
         self.placement.ended()
         if self.slot is not None:
             self.slot.left(full=reason == "busy")
-        self.call.failed_attempts += (
-            FailedAttempt(replica=replica.name, code=reason, input_tokens=input_tokens, output_tokens=output_tokens),
+        failed = FailedAttempt(
+            replica=replica.name, code=reason, input_tokens=input_tokens, output_tokens=output_tokens
         )
+        self.note_failed(failed, error or reason)
+
+    def note_failed(self, failed: FailedAttempt, why: object) -> None:
+        """What an attempt burnt is the platform's loss: told in the event, in metrics and in the log."""
+        self.call.failed_attempts += (failed,)
         metrics = self.telemetry.metrics
-        metrics.retries.labels(replica.name, reason).inc()
-        metrics.lost_tokens.labels(replica.name, "input").inc(input_tokens)
-        metrics.lost_tokens.labels(replica.name, "output").inc(output_tokens)
-        log.warning("replica %s: %s", replica.name, error or reason, extra={"data": {"request_id": self.call.id}})
+        metrics.retries.labels(failed.replica, failed.code).inc()
+        metrics.lost_tokens.labels(failed.replica, "input").inc(failed.input_tokens)
+        metrics.lost_tokens.labels(failed.replica, "output").inc(failed.output_tokens)
+        log.warning("replica %s: %s", failed.replica, why, extra={"data": {"request_id": self.call.id}})

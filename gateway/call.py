@@ -81,6 +81,8 @@ class Call:
     user: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     failed_attempts: tuple[FailedAttempt, ...] = ()
+    continued: int = 0
+    replayed_input_tokens: int = 0
     headers: Headers = field(default_factory=list)
     wants_cost: bool = False
 
@@ -136,6 +138,8 @@ class Call:
             refused_by=outcome.refused_by,
             asked_input_tokens=0 if metered.usage.input_tokens else self.asked_input_tokens,
             asked_output_tokens=self.asked_output_tokens,
+            continued=self.continued,
+            replayed_input_tokens=self.replayed_input_tokens,
         )
 
 

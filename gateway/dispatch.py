@@ -161,6 +161,12 @@ class Slot:
         self._requeued = full
         self._line.left(self, full=full)
 
+    def lost(self, now_ms: int) -> None:
+        """The replica was lost in mid-answer; another is placed next, and may be waited for as long as the first."""
+        if self.replica is not None:
+            self.left()
+        self.work = replace(self.work, deadline_ms=now_ms + self.work.deadline_ms - self.work.arrived_ms)
+
     def ended(self, usage: Usage | None) -> None:
         """The engine has ended; what it used corrects the tenant's counter. None: nothing is known. One that was to
         wait again, since a replica was full, does not."""

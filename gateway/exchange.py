@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from msgspec import Struct
 
@@ -16,6 +17,7 @@ from gateway.context import PromptSize, text_questions
 from gateway.counting import PromptCounter, count_prompt, count_texts
 from gateway.dispatch import Slot
 from gateway.errors import Refusal, Refused
+from gateway.failover import Failover, Keeps
 from gateway.fleet import Fleet, Interrupted, ModelFleet, UpstreamLost
 from gateway.meter import NOTHING, Meter, Metered
 from gateway.metering import Status
@@ -33,6 +35,7 @@ from gateway.slices import HoldEnded, pump_sliced
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
 from gateway.wire import (
+    ContinuableScanner,
     RequestView,
     StreamScanner,
     answer_texts,
@@ -57,6 +60,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
     reservation: Reservation
     watch: ClientWatch
     outgoing: Outgoing
+    keeps: Keeps
     fleet: Fleet
     counter: PromptCounter
     telemetry: Telemetry
@@ -114,8 +118,9 @@ class Exchange(Struct, frozen=True, kw_only=True):
         """The engine has ended, so its slot is free before the client has read what is left."""
         placement = self.attempts.placement
         placement.ended()
-        if outcome.status == "ok" and not outcome.metered.estimated:
-            placement.answered(outcome.metered.usage)
+        metered = outcome.metered
+        if outcome.status == "ok" and not (metered.estimated or metered.cached_predicted):
+            placement.answered(metered.usage)
         if self.slot is not None:
             self.slot.ended(outcome.metered.usage)
         await self.reservation.settle(outcome)
@@ -123,21 +128,30 @@ class Exchange(Struct, frozen=True, kw_only=True):
             self.counter.answered(self.model, self.view, self.attempts.body, outcome.metered.usage.input_tokens)
 
     async def _stream(self, answer: Answer) -> None:
-        scanner = scanner_for(self.view)
+        if self.keeps == "nothing":
+            plain = scanner_for(self.view)
+            await self._relay(answer, plain, partial(self._pump, plain, answer))
+            return
+        scanner = ContinuableScanner(self.view, by_ids=self.keeps == "token_ids")
+        failover = Failover(self.attempts, scanner, answer)
+        try:
+            await self._relay(answer, scanner, partial(failover.run, partial(self._pump, scanner)))
+        finally:
+            failover.answer.close()
+
+    async def _relay(self, answer: Answer, scanner: StreamScanner, pump: Callable[[], Awaitable[bytes]]) -> None:
+        """Has the stream pumped, then settles it, then sends its last event."""
         self._meter.follow(scanner)
         if self.slot is not None:
             self.slot.follow(scanner, self.view.answers)
         self.outgoing.prepare(answer.status, self._head(answer))
         try:
-            if self.reservation.extends:
-                last = await pump_sliced(answer, scanner, self.outgoing, self.reservation)
-            else:
-                last = await pump_stream(answer, scanner, self.outgoing)
+            last = await pump()
         except HoldEnded as ended:
             self.watch.interrupt()
             cut = self._meter.cut()
             await self._settle(Outcome("ok", cut, "budget_reached"))
-            last = length_end(self.view, ended.event, cut.usage)
+            last = length_end(self.view, scanner.first_event or ended.event, cut.usage)
         except StoreUnavailable as error:
             self.watch.interrupt()
             log.warning("stream ended: %s", error, extra={"data": {"request_id": self.call.id}})
@@ -165,6 +179,11 @@ class Exchange(Struct, frozen=True, kw_only=True):
         if cost := self.reservation.told_cost():
             last = with_cost(self.call.endpoint, last, *cost)
         await self.outgoing.end(last)
+
+    async def _pump(self, scanner: StreamScanner, answer: Answer) -> bytes:
+        if self.reservation.extends:
+            return await pump_sliced(answer, scanner, self.outgoing, self.reservation)
+        return await pump_stream(answer, scanner, self.outgoing)
 
     async def _whole(self, answer: Answer) -> None:
         head = self._head(answer)

@@ -48,6 +48,7 @@ from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher, Slot
 from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange
+from gateway.failover import kept_of
 from gateway.fleet import Fleet, ModelFleet
 from gateway.isolation import Salts
 from gateway.meter import Meter
@@ -205,6 +206,7 @@ class Lifecycle:
                     streams=view.stream,
                     session=_session(model.spec.routing, call.tenant, given, view),
                 )
+                keeps = kept_of(view, model, size)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
                     slot = self._slot(
                         call,
@@ -216,7 +218,7 @@ class Lifecycle:
                         query=query,
                         is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
                     )
-                    exchange = Exchange(
+                    await Exchange(
                         call=call,
                         view=view,
                         model=model,
@@ -230,6 +232,7 @@ class Lifecycle:
                                 bound=reservation.output_cap or bound,
                                 priority=terms.service.priority,
                                 salt=salt,
+                                token_ids=keeps == "token_ids",
                             ),
                             passed_on=_passed_on(given),
                             patience_s=given.get(b"x-stainless-timeout", b""),
@@ -245,12 +248,12 @@ class Lifecycle:
                         reservation=reservation,
                         watch=watch,
                         outgoing=outgoing,
+                        keeps=keeps,
                         fleet=self.fleet,
                         counter=self.counter,
                         telemetry=self.telemetry,
                         clock=self.clock,
-                    )
-                    await exchange.run()
+                    ).run()
         except Refused as refused:
             await self._refuse(call, refused.refusal, outgoing)
         except JournalUnavailable as error:
@@ -462,10 +465,17 @@ def _session(routing: RoutingSpec, tenant: str, given: Mapping[bytes, bytes], vi
 
 
 def _engine_body(
-    view: RequestView, body: bytes, model: ModelFleet, *, bound: int | None, priority: int, salt: str
+    view: RequestView,
+    body: bytes,
+    model: ModelFleet,
+    *,
+    bound: int | None,
+    priority: int,
+    salt: str,
+    token_ids: bool,
 ) -> bytes:
-    """The client's body with what the gateway asks for: usage in streams, the granted bound, the model's own name, its
-    class's priority, of which vLLM serves the lowest first, and the salt of the tenant's own cache."""
+    """The client's body with what the gateway asks for: usage and token ids in streams, the granted bound, the model's
+    own name, its class's priority, of which vLLM serves the lowest first, and the salt of the tenant's own cache."""
     replaced: dict[str, object] = {}
     if view.cache_salt and salt:
         replaced["cache_salt"] = salt
@@ -480,5 +490,7 @@ def _engine_body(
     if salt and not view.cache_salt:
         body = end_with_field(body, b'"cache_salt":"%b"' % salt.encode())
     if view.stream and view.endpoint.has_stream_options:
-        body = ask_usage(body, client_set=view.sent_stream_options)
+        body = ask_usage(
+            body, client_set=view.sent_stream_options, token_ids=token_ids and view.wants_token_ids is None
+        )
     return body

@@ -34,7 +34,17 @@ class Meter:
     """Follows one request: placed or not, its stream if it has one. Making it costs nothing: what only the end of an
     answer or a checkpoint needs is worked out then."""
 
-    __slots__ = ("_context", "_limits", "_placed", "_scanner", "_size", "_view", "_warm_bytes", "delivered")
+    __slots__ = (
+        "_context",
+        "_limits",
+        "_placed",
+        "_scanner",
+        "_size",
+        "_view",
+        "_warm_bytes",
+        "cached_is_predicted",
+        "delivered",
+    )
 
     def __init__(self, view: RequestView, size: PromptSize, limits: ContextLimits) -> None:
         """`size` is what is known of the prompt, `limits` what the request was checked against."""
@@ -47,6 +57,9 @@ class Meter:
         self._context: int | None = None
         self.delivered: Usage | None = None
         """Of a stream that is held in slices: what its client has had, all that is billed of it if it is cut."""
+
+        self.cached_is_predicted = False
+        """Whether the replica that read the prompt first was lost before it told what it had cached."""
 
     def place(self, warm_bytes: int, context: int | None) -> None:
         """The request is on its way to a replica, which has probably cached the first `warm_bytes` of its prompt and
@@ -69,7 +82,9 @@ class Meter:
 
     def finished(self, usage: Usage, *, estimated: bool = False) -> Metered:
         """An answer that reached its end: all that was counted is billed."""
-        return Metered(usage=usage, estimated=estimated, samples=self._view.samples)
+        return Metered(
+            usage=usage, estimated=estimated, cached_predicted=self.cached_is_predicted, samples=self._view.samples
+        )
 
     def estimated(self, prompt: PromptSize | None, output_tokens: int) -> Metered:
         """An answer that reached its end, of which the engine told nothing: what its tokenizer says of the prompt and
@@ -112,6 +127,10 @@ class Meter:
             return 0, 0
         lost = self._bounded(NO_USAGE, told=None, samples=1)
         return lost.undelivered_input_max, lost.undelivered_output_max
+
+    def cached_tokens(self, input_tokens: int) -> int:
+        """How many tokens of a prompt of that length its replica is taken to have had in its cache."""
+        return self._with_cached(Usage(input_tokens=input_tokens)).input_cached_tokens
 
     def _known(self, prompt: PromptSize | None) -> PromptSize:
         return prompt or (self._size if self._size.exact else least(self._view))

@@ -138,13 +138,14 @@ class Answer:
     told in the first event of a stream, and `status` then the one that it means.
     """
 
-    __slots__ = ("_connection", "error", "first", "headers", "is_stream", "replica", "status")
+    __slots__ = ("_closed", "_connection", "error", "first", "headers", "is_stream", "replica", "status")
 
     def __init__(self, replica: Replica, connection: Connection, first: bytes) -> None:
         self.replica = replica
         self.first = first
         self.status = connection.status
         self.error: bytes | None = None
+        self._closed = False
         self.is_stream = False
         self.headers: Headers = []
         for pair in connection.headers:
@@ -185,7 +186,15 @@ class Answer:
         """More of the body, as it comes, until its end or until `sink` is full and says so by False."""
         await self._connection.push(sink)
 
+    def let_move(self, movable: Callable[[], bool]) -> None:
+        """From now on `Replica.move_streams` may end it, if `movable` says that another replica can finish it."""
+        self._connection.movable = movable
+
     def close(self) -> None:
+        """Once is enough."""
+        if self._closed:
+            return
+        self._closed = True
         self.replica.in_flight -= 1
         self.replica.release(self._connection)
 

@@ -66,6 +66,7 @@ class _Billed(msgspec.Struct, frozen=True, gc=False):
     undelivered_input_max: int = 0
     undelivered_output_max: int = 0
     failed_attempts: tuple[FailedAttempt, ...] = ()
+    replayed_input_tokens: int = 0
 
 
 async def audit(redis: Redis, *, start_s: int, end_s: int, now_ms: int, replicas: Sequence[str] | None = None) -> Audit:
@@ -110,19 +111,27 @@ def _works(event: _Billed) -> Iterator[tuple[str, Work]]:
     began_ms = event.admitted_ms or event.arrived_ms
     if event.status == "correction":
         return
+    elsewhere_input = elsewhere_output = 0
     for attempt in event.failed_attempts:
+        elsewhere_input += attempt.delivered_input_tokens
+        elsewhere_output += attempt.delivered_output_tokens
         yield (
             attempt.replica,
             Work(
                 LOSS,
                 began_ms,
                 event.ended_ms,
-                input_beyond=attempt.input_tokens,
-                output_beyond=attempt.output_tokens,
+                attempt.delivered_input_tokens,
+                0,
+                attempt.delivered_output_tokens,
+                attempt.input_tokens,
+                attempt.output_tokens,
             ),
         )
     if event.replica:
         usage = event.usage
+        # Where it went on by text, how much of that the client already had is known by two engines' counts.
+        unsure = elsewhere_output
         certain = not (event.cached_predicted or event.estimated)
         yield (
             event.replica,
@@ -130,11 +139,11 @@ def _works(event: _Billed) -> Iterator[tuple[str, Work]]:
                 event.status,
                 began_ms,
                 event.ended_ms,
-                usage.input_tokens * event.samples,
+                usage.input_tokens * event.samples - elsewhere_input,
                 usage.input_cached_tokens if certain else 0,
-                usage.output_tokens,
-                event.undelivered_input_max,
-                event.undelivered_output_max,
+                max(0, usage.output_tokens - elsewhere_output),
+                event.undelivered_input_max + event.replayed_input_tokens,
+                event.undelivered_output_max + unsure,
                 event.samples,
             ),
         )

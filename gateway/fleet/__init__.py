@@ -1,6 +1,6 @@
 """Replicas: upstream connections, health, what context they serve, control-plane calls to them, their own counters."""
 
-from ._connection import Connection, Interrupted, UpstreamLost, UpstreamSilent
+from ._connection import Connection, Interrupted, UpstreamLost, UpstreamMoved, UpstreamSilent
 from ._counters import NoCounters, Reading, read_counters
 from ._fleet import Fleet, ModelFleet
 from ._health import Health, Reason, State, last_resorts
@@ -26,6 +26,7 @@ __all__ = [
     "Scraper",
     "State",
     "UpstreamLost",
+    "UpstreamMoved",
     "UpstreamSilent",
     "last_resorts",
     "read_counters",

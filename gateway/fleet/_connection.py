@@ -25,6 +25,10 @@ class UpstreamSilent(UpstreamLost):
     """The replica has sent nothing for too long; it may have computed all the while."""
 
 
+class UpstreamMoved(UpstreamLost):
+    """The replica is well, but has to be left: what it has begun is to be finished elsewhere."""
+
+
 class Interrupted(Exception):
     """Our side gave the exchange up: the client left, or the gateway stops."""
 
@@ -55,6 +59,7 @@ class Connection(asyncio.Protocol):
         "exchanges",
         "headers",
         "lost",
+        "movable",
         "on_body",
         "reusable",
         "status",
@@ -91,6 +96,8 @@ class Connection(asyncio.Protocol):
         """Whether its answer is a stream that has begun."""
         self.blamed = ""
         """What was wrong in an answer that HTTP cannot tell."""
+        self.movable: Callable[[], bool] | None = None
+        """Whether another replica could finish this answer now; None: none could."""
 
     def send(self, head: bytes, body: bytes) -> None:
         """Starts an exchange. `head` ends with the empty line."""
@@ -190,6 +197,14 @@ class Connection(asyncio.Protocol):
         """Ends an exchange that went silent, as if the replica had died."""
         self._fail(UpstreamSilent(reason))
         self.abort()
+
+    def move(self) -> bool:
+        """Ends an exchange that another replica can finish: its reader gets `UpstreamMoved`. False: none can."""
+        if self.complete or self.movable is None or not self.movable():
+            return False
+        self._fail(UpstreamMoved("it is to be finished elsewhere"))
+        self.abort()
+        return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from gateway.wire import Endpoint
 
-from ._connection import Connection, UpstreamLost, UpstreamSilent
+from ._connection import Connection, UpstreamLost, UpstreamMoved, UpstreamSilent
 from ._counters import Reading, is_restart
 from ._health import SLOW_START_S, Health
 from ._liveness import Liveness
@@ -211,6 +211,8 @@ class Replica:
             health.good(now_s, is_trial=is_trial)
         elif status >= 500 and status != 503:
             health.fault(now_s, "errors", f"answered {status}", moving=self._moving(now_s), is_trial=is_trial)
+        elif isinstance(fault, UpstreamMoved):
+            health.good(now_s, is_trial=is_trial)
         elif isinstance(fault, UpstreamLost) and not self._is_race(connection, now_s):
             kind: Literal["silent", "lost"] = "silent" if isinstance(fault, UpstreamSilent) else "lost"
             health.fault(now_s, kind, str(fault), moving=self._moving(now_s), is_trial=is_trial)
@@ -244,6 +246,11 @@ class Replica:
             most_s = stalls_s if connection.streams else silence_s
             if now_s - connection.active_at > most_s and not connection.paused:
                 connection.expire(f"{self.name} sent nothing for {most_s:g} s")
+
+    def move_streams(self) -> int:
+        """Has the streams that another replica can finish finished there, where there is one; says how many. All other
+        exchanges run on to their end."""
+        return sum(connection.move() for connection in list(self._busy))
 
     def close(self) -> None:
         """Closes every connection."""

@@ -17,16 +17,19 @@ EVENT_VERSION: Final = 2
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An attempt at another replica that failed before this request's answer: the platform's loss, billed to nobody.
+    """An attempt at another replica that failed: the platform's loss, billed to nobody.
 
     `input_tokens` and `output_tokens` are the most it can have burnt there; a replica that refused the connection, or
-    said that it is busy, burnt nothing.
+    said that it is busy, burnt nothing. One that was lost in mid-stream, where another went on, also had done what is
+    `delivered`: that is in the event's `usage`, and billed once.
     """
 
     replica: str
     code: str
     input_tokens: int = 0
     output_tokens: int = 0
+    delivered_input_tokens: int = 0
+    delivered_output_tokens: int = 0
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,6 +43,9 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `refused_by` the rule of theirs that refused it; `queued_ms` is how long it waited for a replica with room.
     `asked_output_tokens` is the longest answer that its client allowed, 0: it named none; `asked_input_tokens` is what
     its prompt was taken for where it was refused before anybody counted it.
+
+    `continued` is how often another replica went on with what one had begun; `replica` is the last, which was sent a
+    prompt of `replayed_input_tokens` for that, the platform's loss.
 
     An answer that was cut may have cost the engine more than was delivered and billed: at most `undelivered_input_max`
     tokens more than `usage.input_tokens` × `samples`, and `undelivered_output_max` more than `usage.output_tokens`.
@@ -82,3 +88,5 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     asked_input_tokens: int = 0
     asked_output_tokens: int = 0
     count: int = 1
+    continued: int = 0
+    replayed_input_tokens: int = 0

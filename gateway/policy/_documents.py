@@ -21,6 +21,7 @@ StoreFailure = Literal["refuse", "degrade"]
 EnginePriority = Literal["pass", "ignore"]
 Order = Literal["arrival", "shortest"]
 Disconnect = Literal["abort", "finish"]
+ReplicaLoss = Literal["continue", "error"]
 SinkFormat = Literal["cloudevents", "lago"]
 Excess = Literal["refuse", "cap"]
 CacheIsolation = Literal["shared", "tenant"]
@@ -109,12 +110,13 @@ class ContextSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
-    an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `tokenizer` is the path
-    of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its engines schedule by priority,
-    and are told that of the request's class. `locality_tokens`: what a tenant may be given out of its turn, where its
-    prompt begins as the last one did. `cache_isolation`: whether tenants find each other's prompts in the engines'
-    caches, where the tenant itself says nothing else. `replicas` are those of all `pools`, where it has any: in their
-    order, each used when those before it have no room."""
+    an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `on_replica_loss` is what
+    happens to a stream whose replica dies: another goes on with it where that can be right, or it ends with an error.
+    `tokenizer` is the path of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its
+    engines schedule by priority, and are told that of the request's class. `locality_tokens`: what a tenant may be
+    given out of its turn, where its prompt begins as the last one did. `cache_isolation`: whether tenants find
+    each other's prompts in the engines' caches, where the tenant itself says nothing else. `replicas`
+    are those of all `pools`, where it has any: in their order, each used when those before it have no room."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...] = ()
@@ -125,6 +127,7 @@ class ModelSpec:
     context: ContextSpec | None = None
     tokenizer: str | None = None
     on_disconnect: Disconnect = "abort"
+    on_replica_loss: ReplicaLoss = "continue"
     engine_priority: EnginePriority = "ignore"
     locality_tokens: int = 2000
     cache_isolation: CacheIsolation = "shared"

@@ -461,6 +461,12 @@ MODEL = Record(
             "billed whole (finish).",
             aka=("on_client_disconnect", "disconnect"),
         ),
+        "on_replica_loss": Field(
+            shape=Choice(options=("continue", "error")),
+            about="When a replica dies in the middle of a stream another goes on from what was sent (continue, the "
+            "default), where that can be right, or the stream ends with an error event (error).",
+            aka=("failover", "on_upstream_lost"),
+        ),
         "locality_tokens": Field(
             shape=Number(unit=units.TOKENS, minimum=Decimal(0), maximum=Decimal(1_000_000)),
             about="How far the fair order may be bent so that requests of one warm prefix go together, in uncached "

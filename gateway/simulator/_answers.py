@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ._tokenizer import END, SPECIAL
@@ -53,6 +53,12 @@ class Answer:
             ends_itself=ends_itself,
             vocabulary=vocabulary,
         )
+
+    def after(self, tokens: int) -> Answer:
+        """What is left of it after so many tokens; at least one."""
+        if not tokens:
+            return self
+        return replace(self, seed=self.seed + tokens, length=max(1, self.length - tokens))
 
     def token_at(self, index: int) -> int:
         """Id of the token with that index, the end token included."""

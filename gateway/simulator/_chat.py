@@ -63,6 +63,14 @@ def forced_tool(body: Body) -> str | None:
     return wanted
 
 
+def _opens_answer(body: Body) -> bool:
+    """Whether the template begins an answer; one that goes on where the last message stops does not."""
+    opens = body.get("add_generation_prompt", True) is not False
+    if body.get("continue_final_message") and opens:
+        raise ApiError(400, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+    return opens
+
+
 class Chat:
     """The endpoint."""
 
@@ -82,7 +90,7 @@ class Chat:
         sampling = Sampling.read(body, max_tokens=asked, logprobs=logprobs)
         self.replica.check_model(body)
         tool = forced_tool(body)
-        ids = self.replica.tokenizer.chat(read_messages(body))
+        ids = self.replica.tokenizer.chat(read_messages(body), answer=_opens_answer(body))
         identity = request_id(exchange)
         flight = await self.replica.generate([ids], sampling, identity)
         answer = _ChatAnswer(self.replica, sampling, identity, ids, tool)

@@ -61,7 +61,7 @@ class Completions:
         asked = integer(body, "max_tokens")
         sampling = Sampling.read(
             body,
-            max_tokens=DEFAULT_MAX_TOKENS if asked is None else asked,
+            max_tokens=asked if "max_tokens" in body else DEFAULT_MAX_TOKENS,
             logprobs=integer(body, "logprobs"),
         )
         self.replica.check_model(body)

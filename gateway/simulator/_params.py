@@ -39,6 +39,8 @@ _FIELDS = {
     "stream": "bool",
     "stream_options": "dict",
     "ignore_eos": "bool",
+    "add_generation_prompt": "bool",
+    "continue_final_message": "bool",
     "echo": "bool",
     "cache_salt": "str",
     "tools": "list",

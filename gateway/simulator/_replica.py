@@ -17,7 +17,7 @@ from ._params import Body, Sampling
 from ._profiles import Profile
 from ._requests import Prompt
 from ._samples import Sample
-from ._tokenizer import Tokenizer
+from ._tokenizer import Tokenizer, said_so_far
 
 
 class Replica:
@@ -71,14 +71,16 @@ class Replica:
         return self.driver.launch(samples, sources, arrival_s)
 
     def _answer(self, ids: Sequence[int], sampling: Sampling, number: int) -> Answer:
+        """A prompt that ends with a part of its answer is continued as the whole answer would have gone on."""
+        said = said_so_far(ids)
         return Answer.plan(
-            seed=seed_of(ids, sampling.seed, number),
+            seed=seed_of(ids[: len(ids) - said], sampling.seed, number),
             median=self.profile.answer_tokens,
-            max_tokens=sampling.max_tokens or self.profile.max_model_len - len(ids),
-            min_tokens=sampling.min_tokens,
+            max_tokens=said + (sampling.max_tokens or self.profile.max_model_len - len(ids)),
+            min_tokens=said + sampling.min_tokens if sampling.min_tokens else 0,
             ignore_eos=sampling.ignore_eos,
             vocabulary=self.profile.vocabulary,
-        )
+        ).after(said)
 
     def load_header(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
         """The `endpoint-load-metrics` header, if the client asked for it; vLLM sends it on plain answers only."""

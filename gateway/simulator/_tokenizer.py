@@ -40,6 +40,15 @@ def word(token: int) -> str:
     return " " + _SYLLABLES[code // 10_000] + _SYLLABLES[code // 100 % 100] + _SYLLABLES[code % 100]
 
 
+def said_so_far(ids: Sequence[int]) -> int:
+    """How many tokens of the answer a prompt already has: those after the marker where the assistant begins, if that is
+    its last marker."""
+    for said, token in enumerate(reversed(ids)):
+        if token < SPECIAL:
+            return said if token == _MARKERS["assistant"] else 0
+    return 0
+
+
 class Tokenizer:
     """Text to ids and back, for a vocabulary of a given size."""
 

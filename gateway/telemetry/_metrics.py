@@ -88,8 +88,7 @@ class Metrics:
     """Every metric of the gateway. With several workers they share files, so that any worker answers for all."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        registry = self.registry
+        registry = self.registry = CollectorRegistry()
         self.requests = Counter(
             "mtok_requests",
             "Requests by outcome, refused ones included.",
@@ -152,6 +151,12 @@ class Metrics:
             "mtok_lost_tokens",
             "The most tokens that failed attempts can have burnt: the platform's loss, billed to nobody.",
             ("replica", "kind"),
+            registry=registry,
+        )
+        self.lost_streams = Counter(
+            "mtok_lost_streams",
+            "Streams whose replica was lost, by how another went on: token_ids, text, anew; or none could: error.",
+            ("model", "how"),
             registry=registry,
         )
         self.replicas = ReplicaMetrics(registry)

@@ -1,5 +1,7 @@
 """OpenAI's bytes: request view, body edits, SSE scanner, usage readers. No I/O: bytes in, bytes and values out."""
 
+from ._continuable import ContinuableScanner
+from ._continuation import Continuation
 from ._ending import length_end, with_cost
 from ._engine_errors import engine_refusal
 from ._first_event import FIRST_EVENT_MAX_BYTES, first_event_is_whole, in_band_error
@@ -13,6 +15,8 @@ from ._usage import NO_USAGE, Usage
 __all__ = [
     "FIRST_EVENT_MAX_BYTES",
     "NO_USAGE",
+    "ContinuableScanner",
+    "Continuation",
     "Endpoint",
     "RequestView",
     "StreamScanner",

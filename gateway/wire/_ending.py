@@ -27,7 +27,7 @@ _encode = msgspec.json.encode
 def length_end(view: RequestView, event: bytes, usage: Usage) -> bytes:
     """The events that end a stream of one chat or text completion with `finish_reason: "length"`; with the usage, where
     its client asked for that. `event` is any event of the stream: the new ones carry its id."""
-    head = _common(event)
+    head = common_members(event)
     choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": "length"}
     if view.endpoint is Endpoint.COMPLETIONS:
         choice["text"] = ""
@@ -55,7 +55,8 @@ def with_cost(endpoint: Endpoint, last: bytes, cost_usd: str, price_epoch: str) 
     return b"".join((before, event, done, after)) if done else last + event
 
 
-def _common(event: bytes) -> dict[str, object]:
+def common_members(event: bytes) -> dict[str, object]:
+    """The members that all events of a stream have in common, read from one of them."""
     for line in event.splitlines():
         try:
             head = _head.decode(line.removeprefix(b"data:"))

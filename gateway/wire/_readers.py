@@ -14,7 +14,7 @@ from ._requests import Endpoint
 from ._usage import Usage
 
 
-class _InputDetails(Struct, gc=False):
+class InputDetails(Struct, gc=False):
     """Parts of the input: OpenAI's names, and what vLLM 0.32 adds: `created_cache_tokens` and, in the Responses API,
     `cache_write_tokens`; and tokens by modality (`image`, `audio`, `video`)."""
 
@@ -36,7 +36,7 @@ class CompletionUsage(Struct, gc=False):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: _InputDetails | None = None
+    prompt_tokens_details: InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
 
     def usage(self) -> Usage:
@@ -50,7 +50,7 @@ class ResponseUsage(Struct, gc=False):
 
     input_tokens: int | None = None
     output_tokens: int | None = None
-    input_tokens_details: _InputDetails | None = None
+    input_tokens_details: InputDetails | None = None
     output_tokens_details: _OutputDetails | None = None
 
     def usage(self) -> Usage:
@@ -58,11 +58,11 @@ class ResponseUsage(Struct, gc=False):
 
 
 def _usage(
-    input_tokens: int | None, output_tokens: int | None, inputs: _InputDetails | None, outputs: _OutputDetails | None
+    input_tokens: int | None, output_tokens: int | None, inputs: InputDetails | None, outputs: _OutputDetails | None
 ) -> Usage:
     if inputs is None and outputs is None:
         return Usage(input_tokens=input_tokens or 0, output_tokens=output_tokens or 0)
-    inputs = inputs or _InputDetails()
+    inputs = inputs or InputDetails()
     outputs = outputs or _OutputDetails()
     by_modality = inputs.multimodal_tokens or {}
     return Usage(

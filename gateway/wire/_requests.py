@@ -64,6 +64,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     may make of the letters.
     `answers` is how many sequences the engine will generate (samples × prompts), `prompts` how many it must read.
     `output_tokens` is the client's own bound per answer, `output_field` the field it stands in or would stand in.
+    `stops`: the client sent stop strings, whose beginnings an engine holds back. `wants_token_ids` is what it said of
+    vLLM's `return_token_ids`; None: nothing.
     `user` and `metadata` are raw JSON, unchecked and empty when not sent: nothing but the split of usage needs them.
     So is `cache_salt`, empty for null too. `moves_cache` is whether it tells the engine to send or fetch cached blocks.
     """
@@ -85,6 +87,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     wants_usage: bool = False
     wants_running_usage: bool = False
     sent_stream_options: bool = False
+    stops: bool = False
+    wants_token_ids: bool | None = None
     user: bytes = b""
     metadata: bytes = b""
     cache_salt: bytes = b""
@@ -128,6 +132,8 @@ class _Chat(_SaysOfItself, kw_only=True):
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     n: Count | None = None
+    stop: Raw = _NOTHING
+    return_token_ids: Raw = _NOTHING
 
 
 class _Completions(_SaysOfItself, kw_only=True):
@@ -139,6 +145,8 @@ class _Completions(_SaysOfItself, kw_only=True):
     max_tokens: Count | None = COMPLETION_TOKENS
     n: Count | None = None
     best_of: Count | None = None
+    stop: Raw = _NOTHING
+    return_token_ids: Raw = _NOTHING
 
 
 class _Responses(_SaysOfItself, kw_only=True):
@@ -239,6 +247,8 @@ def _parse_chat(body: bytes) -> RequestView:
         samples=view.n or 1,
         output_tokens=view.max_completion_tokens or view.max_tokens,
         output_field=output_field,
+        stops=bool(view.stop) and bytes(view.stop) not in (b"null", b"[]"),
+        wants_token_ids=bytes(view.return_token_ids) == b"true" if view.return_token_ids else None,
         user=_user(view),
         metadata=bytes(view.metadata) if view.metadata else b"",
         cache_salt=_given(view.cache_salt),
@@ -270,6 +280,8 @@ def _parse_completions(body: bytes) -> RequestView:
         prompts=prompts,
         samples=max(view.n or 1, view.best_of or 1),
         output_tokens=view.max_tokens,
+        stops=bool(view.stop) and bytes(view.stop) not in (b"null", b"[]"),
+        wants_token_ids=bytes(view.return_token_ids) == b"true" if view.return_token_ids else None,
         user=_user(view),
         metadata=bytes(view.metadata) if view.metadata else b"",
         cache_salt=_given(view.cache_salt),

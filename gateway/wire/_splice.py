@@ -12,6 +12,8 @@ _encode = msgspec.json.Encoder().encode
 
 _ASK_USAGE = {"include_usage": True, "continuous_usage_stats": True}
 _STREAM_OPTIONS = b'"stream_options":' + _encode(_ASK_USAGE)
+_TOKEN_IDS = b'"return_token_ids":true'
+_STREAM_OPTIONS_AND_IDS = _STREAM_OPTIONS + b"," + _TOKEN_IDS
 
 
 def add_fields(body: bytes, fields: bytes) -> bytes:
@@ -30,11 +32,13 @@ def end_with_field(body: bytes, field: bytes) -> bytes:
     return b"%b,%b%b" % (body[:end], field, body[end:])
 
 
-def ask_usage(body: bytes, *, client_set: bool) -> bytes:
+def ask_usage(body: bytes, *, client_set: bool, token_ids: bool = False) -> bytes:
     """`body` with `stream_options` that make vLLM report usage in every chunk. `client_set`: it holds some already,
-    whose other members stay."""
+    whose other members stay. `token_ids`: ids are asked for too, of which the body says nothing yet."""
     if not client_set:
-        return add_fields(body, _STREAM_OPTIONS)
+        return add_fields(body, _STREAM_OPTIONS_AND_IDS if token_ids else _STREAM_OPTIONS)
+    if token_ids:
+        body = add_fields(body, _TOKEN_IDS)
     sent = _optional_members.decode(_members.decode(body)["stream_options"])
     return set_fields(body, {"stream_options": {**(sent or {}), **_ASK_USAGE}})
 

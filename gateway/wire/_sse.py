@@ -38,6 +38,8 @@ class StreamScanner:
         """Whether the engine reported an error inside the stream."""
         self.ended = False
         """Whether the event that ends the stream has been seen."""
+        self.first_event = b""
+        """Of a stream that more than one replica wrote, the event whose id and time all others have."""
         self.texts = StreamTexts()
         """What was generated, kept only while the engine does not say how much that is."""
 
@@ -188,12 +190,12 @@ class CompletionScanner(StreamScanner):
         start = block.rfind(_USAGE_MEMBER)
         if start > 0 and self._single and self._read_plain(block, start):
             return block[:start] + b"}\n\n" if self._cut_running_usage else block
-        if block.startswith(_DONE):
+        if is_done(block):
             self.ended = True
         elif b'"usage"' in block or b'"error"' in block:
             return self._read_carefully(block)
         elif not self._running and self._final is None:
-            self.texts.add_choices(_payload(block))
+            self.texts.add_choices(payload_of(block))
         return block
 
     def _read_plain(self, block: bytes, start: int) -> bool:
@@ -217,7 +219,7 @@ class CompletionScanner(StreamScanner):
         return True
 
     def _read_carefully(self, block: bytes) -> bytes:
-        payload = _payload(block)
+        payload = payload_of(block)
         try:
             chunk = _chunk.decode(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -297,7 +299,7 @@ class ResponseScanner(StreamScanner):
         return block
 
     def _read(self, block: bytes) -> None:
-        payload = _payload(block)
+        payload = payload_of(block)
         try:
             event = _response_event.decode(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -350,7 +352,7 @@ class MessageScanner(StreamScanner):
         if _message_delta(block):
             self._deltas += 1
             if self._usage is None:
-                self.texts.add_message_delta(_payload(block))
+                self.texts.add_message_delta(payload_of(block))
         elif _message_stop(block):
             self.ended = True
         elif b'"usage"' in block or b'"error"' in block:
@@ -359,7 +361,7 @@ class MessageScanner(StreamScanner):
 
     def _read(self, block: bytes) -> None:
         try:
-            event = _message_event.decode(_payload(block))
+            event = _message_event.decode(payload_of(block))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return
         if event.type == "error":
@@ -405,7 +407,12 @@ def _usage_object(raw: bytes) -> CompletionUsage | None:
     return usage
 
 
-def _payload(block: bytes) -> bytes:
+def is_done(block: bytes) -> bool:
+    """Whether this event ends a stream of chat or text completions."""
+    return block.startswith(_DONE)
+
+
+def payload_of(block: bytes) -> bytes:
     """The event's data: its `data:` lines, one leading space dropped, joined with LF."""
     return b"\n".join(line[5:].removeprefix(b" ") for line in _LINE_END.split(block) if line.startswith(b"data:"))
 

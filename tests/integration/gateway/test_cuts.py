@@ -343,7 +343,7 @@ async def test_a_failure_of_ours(
     """Even a mistake in the gateway gives back what was reserved, is booked as what it is, and says 500 without why."""
     served = await start(engine, limits=LIMITS)
 
-    def fail(_: bytes) -> list[int]:
+    def fail(*_: bytes) -> list[int]:
         raise ValueError("secret detail")
 
     monkeypatch.setattr(lifecycle, "prefix_chain", fail)

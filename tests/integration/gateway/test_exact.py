@@ -30,7 +30,7 @@ PACED = replace(FAST, steps=replace(FAST.steps, decode_base_ms=1.0))
 async def simulated(profile: Any) -> AsyncIterator[Engine]:
     """A simulated replica in this event loop; what comes back only knows its address."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        config = uvicorn.Config(build_app(profile), log_config=None, access_log=False, lifespan="on")
+        config = uvicorn.Config(build_app(profile, control=True), log_config=None, access_log=False, lifespan="on")
         server = uvicorn.Server(config)
         config.load()
         server.lifespan = config.lifespan_class(config)
