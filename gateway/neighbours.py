@@ -129,7 +129,7 @@ class Neighbours:
 
     def placed(self, model: str, replica: str, blocks: Sequence[int]) -> None:
         """This worker has sent a prompt of these blocks there."""
-        self._news.placed(model, replica, blocks, self._now_ms())
+        self._news.placed(model, replica, blocks)
         self._asked.set()
 
     def restarted(self, replica: str) -> None:
@@ -167,7 +167,7 @@ class Neighbours:
     async def _tell_once(self, *, placements: bool) -> None:
         now_ms = self._now_ms()
         held = self._routers.held()
-        taken = self._news.take(self._routers.epoch) if placements else []
+        taken = self._news.take(self._routers.epoch, now_ms) if placements else []
         if held or self._news.has_news:
             self._asked.set()
         loads = self._loads.take(held, now_ms)

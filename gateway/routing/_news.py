@@ -18,6 +18,8 @@ MOST_BLOCKS = 1024
 """In one telling: 8 KiB. Three tellings a second tell of 780 kB of new prompts."""
 MOST_PENDING = 16_384
 """Blocks that wait to be told; beyond that the oldest are not told at all. 1 MB."""
+MOST_CAME = 4096
+"""Prompts that may come between two tellings."""
 MOST_TOLD = 65_536
 """Blocks whose predecessors are remembered, in each of two generations: at most some 20 MB."""
 TOLD_MS = 150_000
@@ -73,7 +75,7 @@ class PlacementNews:
     """What the others have not been told of yet, and what they told. Pure: `now_ms` is any clock that does not go back.
 
     `_before` holds each block's predecessor, of a generation of blocks that have been told; `_told` the deepest blocks
-    that each replica was told to have.
+    that each replica was told to have. What comes is only put down; what of it is news is found when it is told.
     """
 
     def __init__(self) -> None:
@@ -81,6 +83,7 @@ class PlacementNews:
         self._before_that: dict[int, int] = {}
         self._told: dict[Place, set[int]] = {}
         self._since_ms: int | None = None
+        self._came: list[tuple[Place, Sequence[int]]] = []
         self._pending: dict[Place, list[bytes]] = {}
         self._pending_blocks = 0
         self.dropped_blocks = 0
@@ -88,12 +91,17 @@ class PlacementNews:
 
     @property
     def has_news(self) -> bool:
-        return bool(self._pending)
+        return bool(self._came or self._pending)
 
-    def placed(self, model: str, replica: str, blocks: Sequence[int], now_ms: int) -> None:
+    def placed(self, model: str, replica: str, blocks: Sequence[int]) -> None:
         """This gateway has sent a prompt of these blocks there."""
-        self._turn(now_ms)
-        place, before, deepest = (model, replica), self._before, blocks[-1]
+        if len(self._came) < MOST_CAME:
+            self._came.append(((model, replica), blocks))
+        else:
+            self.dropped_blocks += len(blocks)
+
+    def _find_news(self, place: Place, blocks: Sequence[int]) -> None:
+        before, deepest = self._before, blocks[-1]
         depth = len(blocks)
         while depth and blocks[depth - 1] not in before:
             depth -= 1
@@ -106,7 +114,6 @@ class PlacementNews:
         before.update(zip(blocks[depth:], prompt, strict=False))
         self._pending.setdefault(place, []).append(_packed(prompt))
         self._pending_blocks += len(prompt)
-        self._bound()
 
     def heard(self, placed: Placed, now_ms: int) -> list[list[int]]:
         """The blocks of each prompt that another gateway tells of, as far back as they are known."""
@@ -130,8 +137,13 @@ class PlacementNews:
                 prompts.append(blocks)
         return prompts
 
-    def take(self, epoch: Callable[[str], int]) -> list[Placed]:
+    def take(self, epoch: Callable[[str], int], now_ms: int) -> list[Placed]:
         """What to tell now, about `MOST_BLOCKS`; more may be left. `epoch` tells when a replica's process began."""
+        self._turn(now_ms)
+        for place, blocks in self._came:
+            self._find_news(place, blocks)
+        self._came.clear()
+        self._bound()
         taken: list[Placed] = []
         left = MOST_BLOCKS
         while self._pending and left > 0:
@@ -157,6 +169,7 @@ class PlacementNews:
 
     def forget(self, replica: str) -> None:
         """Its engine has started anew: what was told of it is no longer true, and what comes is news."""
+        self._came = [came for came in self._came if came[0][1] != replica]
         for place in [place for place in self._told if place[1] == replica]:
             del self._told[place]
         for place in [place for place in self._pending if place[1] == replica]:

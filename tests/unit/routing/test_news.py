@@ -39,16 +39,16 @@ class Pair:
         """What is told now, as the other understands it."""
         return {
             (one.model, one.replica): self.hears.heard(one, now_ms)
-            for one in read_placed(pack_placed(self.tells.take(none)))
+            for one in read_placed(pack_placed(self.tells.take(none, now_ms)))
         }
 
 
 def test_a_conversations_turns_are_known_whole_at_the_other_gateway() -> None:
     pair = Pair()
-    pair.tells.placed(*HERE, CHAIN[:2], 0)
+    pair.tells.placed(*HERE, CHAIN[:2])
     assert pair.told() == {HERE: [CHAIN[:2]]}
-    pair.tells.placed(*HERE, CHAIN, 10)
-    pair.tells.placed(*HERE, CHAIN, 20)
+    pair.tells.placed(*HERE, CHAIN)
+    pair.tells.placed(*HERE, CHAIN)
     assert pair.told() == {HERE: [CHAIN]}, "once: the second time it was no news"
     assert not pair.tells.has_news
 
@@ -59,8 +59,8 @@ def test_a_turn_costs_the_text_it_added() -> None:
     news = PlacementNews()
     told = []
     for place, count in ((HERE, 32), (HERE, 36), (THERE, 36)):
-        news.placed(*place, blocks[:count], 0)
-        told.append(len(pack_placed(news.take(none))))
+        news.placed(*place, blocks[:count])
+        told.append(len(pack_placed(news.take(none, 0))))
     overhead = 24
     assert [size <= 8 * (1 + new) + overhead for size, new in zip(told, (32, 4, 0), strict=True)] == [True] * 3
 
@@ -68,53 +68,53 @@ def test_a_turn_costs_the_text_it_added() -> None:
 def test_the_same_prompt_at_another_replica_is_news() -> None:
     pair = Pair()
     for place in (HERE, THERE):
-        pair.tells.placed(*place, CHAIN, 0)
+        pair.tells.placed(*place, CHAIN)
     assert pair.told() == {HERE: [CHAIN], THERE: [CHAIN]}
 
 
 def test_what_another_has_told_is_not_told_again_and_its_turns_are_told_shortly() -> None:
     pair = Pair()
-    pair.tells.placed(*HERE, CHAIN[:3], 0)
+    pair.tells.placed(*HERE, CHAIN[:3])
     pair.told()
-    pair.hears.placed(*HERE, CHAIN[:3], 10)
-    assert not pair.hears.has_news
-    pair.hears.placed(*HERE, CHAIN, 10)
-    [placed] = pair.hears.take(none)
+    pair.hears.placed(*HERE, CHAIN[:3])
+    assert not pair.hears.take(none, 10)
+    pair.hears.placed(*HERE, CHAIN)
+    [placed] = pair.hears.take(none, 10)
     assert [len(prompt) for prompt in placed.prompts] == [2 * 8]
     assert pair.tells.heard(placed, 10) == [CHAIN]
 
 
 def test_prompts_that_part_after_a_common_beginning_are_both_known_whole() -> None:
     pair = Pair()
-    pair.tells.placed(*HERE, [*CHAIN, 4], 0)
-    pair.tells.placed(*THERE, [*CHAIN, 5], 0)
+    pair.tells.placed(*HERE, [*CHAIN, 4])
+    pair.tells.placed(*THERE, [*CHAIN, 5])
     assert pair.told() == {HERE: [[*CHAIN, 4]], THERE: [[*CHAIN, 5]]}
 
 
 def test_a_prompt_in_use_is_told_whole_again_when_that_was_long_ago() -> None:
     """Who hears only now understands it."""
     pair = Pair()
-    pair.tells.placed(*HERE, CHAIN[:3], 0)
-    pair.tells.take(none)
-    pair.tells.placed(*HERE, CHAIN[:3], TOLD_MS - 1)
-    assert not pair.tells.has_news
-    pair.tells.placed(*HERE, CHAIN, TOLD_MS)
+    pair.tells.placed(*HERE, CHAIN[:3])
+    pair.tells.take(none, 0)
+    pair.tells.placed(*HERE, CHAIN[:3])
+    assert not pair.tells.take(none, TOLD_MS - 1)
+    pair.tells.placed(*HERE, CHAIN)
     assert pair.told(TOLD_MS) == {HERE: [CHAIN]}
 
 
 def test_who_missed_the_beginning_knows_only_what_it_heard() -> None:
     pair = Pair()
-    pair.tells.placed(*HERE, CHAIN[:2], 0)
-    pair.tells.take(none)
-    pair.tells.placed(*HERE, CHAIN, 0)
+    pair.tells.placed(*HERE, CHAIN[:2])
+    pair.tells.take(none, 0)
+    pair.tells.placed(*HERE, CHAIN)
     assert pair.told() == {HERE: [CHAIN[1:]]}
 
 
 def test_what_could_not_be_told_is_told_before_what_came_since() -> None:
     pair = Pair()
-    pair.tells.placed(*HERE, CHAIN[:2], 0)
-    failed = pair.tells.take(none)
-    pair.tells.placed(*HERE, CHAIN, 10)
+    pair.tells.placed(*HERE, CHAIN[:2])
+    failed = pair.tells.take(none, 0)
+    pair.tells.placed(*HERE, CHAIN)
     pair.tells.not_told(failed)
     assert pair.told() == {HERE: [CHAIN[:2], CHAIN]}
 
@@ -123,7 +123,7 @@ def test_a_telling_is_bounded_and_the_rest_follows(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(news_module, "MOST_BLOCKS", 5)
     pair = Pair()
     for block in range(10, 14):
-        pair.tells.placed(*HERE, [block, block + 10], 0)
+        pair.tells.placed(*HERE, [block, block + 10])
     assert pair.told() == {HERE: [[10, 20], [11, 21]]}
     assert pair.told() == {HERE: [[12, 22], [13, 23]]}
     assert pair.told() == {}
@@ -133,26 +133,26 @@ def test_while_nothing_can_be_told_the_oldest_are_dropped_and_counted(monkeypatc
     monkeypatch.setattr(news_module, "MOST_PENDING", 5)
     pair = Pair()
     for number, place in enumerate((HERE, HERE, THERE)):
-        pair.tells.placed(*place, [10 + number], 0)
-    assert pair.tells.dropped_blocks == 2
+        pair.tells.placed(*place, [10 + number])
     assert pair.told() == {HERE: [[11]], THERE: [[12]]}
+    assert pair.tells.dropped_blocks == 2
 
 
 def test_after_an_engines_restart_what_is_sent_there_is_news_again() -> None:
     pair = Pair()
     for place in (HERE, THERE):
-        pair.tells.placed(*place, CHAIN, 0)
+        pair.tells.placed(*place, CHAIN)
     pair.told()
     pair.tells.forget("a:1")
     for place in (HERE, THERE):
-        pair.tells.placed(*place, CHAIN, 10)
+        pair.tells.placed(*place, CHAIN)
     assert pair.told() == {HERE: [CHAIN]}
 
 
 def test_what_is_told_names_the_process_it_is_told_of() -> None:
     news = PlacementNews()
-    news.placed(*HERE, CHAIN, 0)
-    [placed] = news.take({"a:1": 1_700_000_000_000}.__getitem__)
+    news.placed(*HERE, CHAIN)
+    [placed] = news.take({"a:1": 1_700_000_000_000}.__getitem__, 0)
     assert placed.epoch == 1_700_000_000_000
 
 
