@@ -27,6 +27,7 @@ from gateway.endpoints import IN_FORCE, Page, Pages, Relayed, unknown
 from gateway.export import Sink
 from gateway.fleet import Fleet, Scraper
 from gateway.isolation import Salts
+from gateway.kv_events import Follower
 from gateway.lifecycle import Lifecycle
 from gateway.metering import Ledger, LedgerSettings
 from gateway.neighbours import Neighbours
@@ -35,7 +36,6 @@ from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
 from gateway.reload import Reloader
 from gateway.replica_health import follow_health
-from gateway.routing import Router as ModelRouter
 from gateway.routing import ShadowedRouter
 from gateway.settings import Settings
 from gateway.sharing import Sharing
@@ -202,10 +202,11 @@ class Gateway:
                 settings=settings,
             )
             lifecycle.draining = self._draining
+            await stack.enter_async_context(lifecycle.cache_events)
             neighbours = await stack.enter_async_context(Neighbours(lifecycle.routers, redis, now_ms=_loop_ms))
             lifecycle.routers.on_placed = neighbours.placed
             follow_health(fleet, metrics, forget=lifecycle.routers.forget)
-            metrics.before_flush(lambda: _refresh(metrics, ledger, dispatcher, lifecycle.routers.by_model))
+            metrics.before_flush(lambda: _refresh(metrics, ledger, lifecycle))
             prices = PriceKeeper(
                 redis,
                 policies,
@@ -263,13 +264,13 @@ def _routes(lifecycle: Lifecycle, redis: Redis) -> list[Route]:
     ]
 
 
-def _refresh(metrics: Metrics, ledger: Ledger, dispatcher: Dispatcher, routers: Mapping[str, ModelRouter]) -> None:
+def _refresh(metrics: Metrics, ledger: Ledger, lifecycle: Lifecycle) -> None:
     booked = ledger.statistics()
     metrics.unbooked.set(booked.unbooked)
     metrics.replayed.set(booked.replayed)
     metrics.given_up.set(booked.given_up)
     metrics.journal_failing.set(bool(booked.journal_failure))
-    for model, router in routers.items():
+    for model, router in lifecycle.routers.by_model.items():
         if isinstance(router, ShadowedRouter) and (shadow := router.counts()).requests:
             metrics.routing.show_shadow(
                 model,
@@ -279,7 +280,7 @@ def _refresh(metrics: Metrics, ledger: Ledger, dispatcher: Dispatcher, routers: 
                 cached_tokens=(shadow.cached_tokens, shadow.cached_tokens_shadow),
                 ttft_ms=(shadow.ttft_ms, shadow.ttft_ms_shadow),
             )
-    for model, line in dispatcher.lines.items():
+    for model, line in lifecycle.dispatcher.lines.items():
         metrics.queue_length.labels(model).set(len(line.queue))
         counts = line.counts()
         metrics.client_attempts.labels(model, "first").inc(counts.first_attempts)
@@ -295,6 +296,14 @@ def _refresh(metrics: Metrics, ledger: Ledger, dispatcher: Dispatcher, routers: 
                 gauge.labels(replica.name, "sequences").set(of.sequences)
                 gauge.labels(replica.name, "prefill_tokens").set(of.prefill_tokens)
                 gauge.labels(replica.name, "kv_tokens").set(of.kv_tokens or 0)
+    _show_kv_events(metrics, lifecycle.cache_events.followers)
+
+
+def _show_kv_events(metrics: Metrics, followers: Mapping[str, Follower]) -> None:
+    for follower in followers.values():
+        for name, followed in follower.replicas.items():
+            metrics.kv_events.trusted.labels(name).set(followed.stream.trusted)
+            metrics.kv_events.unread.labels(name).set(followed.undecodable + followed.cache.orphans)
 
 
 def _show(metrics: Metrics, audit: Audit | None) -> None:
@@ -311,7 +320,11 @@ def _show(metrics: Metrics, audit: Audit | None) -> None:
 
 
 async def _read_caches(lifecycle: Lifecycle, neighbours: Neighbours) -> None:
-    caches = Caches(neighbours.restarted)
+    def on_restart(replica: str) -> None:
+        neighbours.restarted(replica)
+        lifecycle.cache_events.restarted(replica)
+
+    caches = Caches(on_restart)
     while True:
         caches.look(lifecycle.fleet.models.values(), lifecycle.routers.by_model)
         await asyncio.sleep(CACHES_S)

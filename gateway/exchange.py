@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from gateway import refusals
 from gateway.attempts import Attempts
+from gateway.cache_events import CacheEvents
 from gateway.call import COST, Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import PromptSize, text_questions
@@ -63,6 +64,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
     keeps: Keeps
     fleet: Fleet
     counter: PromptCounter
+    cache_events: CacheEvents
     telemetry: Telemetry
     clock: Clock
 
@@ -125,7 +127,9 @@ class Exchange(Struct, frozen=True, kw_only=True):
             self.slot.ended(outcome.metered.usage)
         await self.reservation.settle(outcome)
         if outcome.status == "ok" and not outcome.metered.estimated:
-            self.counter.answered(self.model, self.view, self.attempts.body, outcome.metered.usage.input_tokens)
+            usage, body = outcome.metered.usage, self.attempts.body
+            self.counter.answered(self.model, self.view, body, usage.input_tokens)
+            self.cache_events.answered(self.model, self.view, body, placement, usage)
 
     async def _stream(self, answer: Answer) -> None:
         if self.keeps == "nothing":

@@ -30,6 +30,7 @@ from gateway import refusals
 from gateway.admission import Holding, Work
 from gateway.alerts import Alerts
 from gateway.attempts import Attempts
+from gateway.cache_events import CacheEvents
 from gateway.call import COST, Call, Outcome, Reservation
 from gateway.clock import Clock
 from gateway.context import (
@@ -125,6 +126,7 @@ class Lifecycle:
         self._counting = 0
         self._running: set[ClientWatch] = set()
         self.routers = Routers(fleet, Loads())
+        self.cache_events = CacheEvents(fleet, self.routers, now_ms=clock.now_ms)
         self._labels = Labels(policies.ledger)
         self.policies = policies
         self.apply(policies)
@@ -138,6 +140,7 @@ class Lifecycle:
         self.tariffs = Tariffs(policies)
         self._terms: dict[tuple[str, str, str], Terms] = {}
         self.routers.use(policies.models)
+        self.cache_events.use(policies.models.values())
 
     def charge(self, tariffs: Tariffs) -> None:
         """From now on requests are admitted at these prices; those that run pay what held when they were admitted."""
@@ -251,6 +254,7 @@ class Lifecycle:
                         keeps=keeps,
                         fleet=self.fleet,
                         counter=self.counter,
+                        cache_events=self.cache_events,
                         telemetry=self.telemetry,
                         clock=self.clock,
                     ).run()

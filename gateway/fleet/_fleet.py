@@ -29,6 +29,10 @@ SILENCE_S = 600.0
 """A replica that sends nothing for so long counts as lost: the SDKs give up after the same 600 s."""
 
 
+class _Tokens(msgspec.Struct):
+    tokens: list[int] | None = None
+
+
 class _TokenCount(msgspec.Struct):
     count: int | None = None
     input_tokens: int | None = None
@@ -239,6 +243,21 @@ class Fleet:
                 continue
             return told.input_tokens if told.count is None else told.count
         return None
+
+    async def token_ids(self, replica: Replica, payload: bytes) -> list[int] | None:
+        """A prompt's tokens, by a replica's tokenizer; None where it does not tell. Never raises for what it does."""
+        try:
+            answer = await self._http.post(
+                replica.url + "/tokenize",
+                content=payload,
+                headers={"content-type": "application/json"},
+                timeout=TOKENIZE_TIMEOUT_S,
+            )
+            told = msgspec.json.decode(answer.content, type=_Tokens)
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            log.warning("replica %s could not tokenize: %s", replica.name, error)
+            return None
+        return told.tokens if answer.status_code == httpx.codes.OK else None
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()

@@ -54,11 +54,14 @@ class GpuSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSpec:
     """One engine process. `url` is scheme://host:port without a trailing slash; `weight` its part of the requests where
-    they are placed by weight; `gpu` what it runs on where that differs from its model's."""
+    they are placed by weight; `gpu` what it runs on where that differs from its model's. `kv_events` and `kv_replay`
+    are where it tells what it caches, as ZMQ addresses; None: it does not."""
 
     url: str
     weight: Decimal = Decimal(1)
     gpu: GpuSpec | None = None
+    kv_events: str | None = None
+    kv_replay: str | None = None
 
     @property
     def name(self) -> str:

@@ -48,6 +48,18 @@ def check_url(text: str) -> str | None:
     return _check_address(text) or _check_origin(urlsplit(text))
 
 
+def check_zmq(text: str) -> str | None:
+    """What is wrong with the ZMQ address of a replica's events, or None."""
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if parts.scheme != "tcp" or not host or not port or parts.path:
+        return "must be tcp://HOST:PORT"
+    return "must name the replica's own host" if host == "*" else None
+
+
 def check_sink_url(text: str) -> str | None:
     """What is wrong with the address that events are pushed to, or None."""
     return _check_address(text) or ("must not hold a fragment" if urlsplit(text).fragment else None)

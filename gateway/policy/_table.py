@@ -51,6 +51,7 @@ from ._rules import (
     check_time_zone,
     check_tokenizer,
     check_url,
+    check_zmq,
 )
 from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Rule, Text, Unit
 
@@ -235,6 +236,16 @@ REPLICA = Record(
             aka=("share", "percent"),
         ),
         "gpu": Field(shape=GPU, about="What this one runs on, where that differs from the model's.", aka=("hardware",)),
+        "kv_events": Field(
+            shape=Text(what="a ZMQ address", check=check_zmq, pattern=r"tcp://[^/\s]+:[0-9]+"),
+            about="Where its KV events are published, tcp://HOST:PORT: what it caches is then known, not guessed.",
+            aka=("kv_events_endpoint", "kv-events-config"),
+        ),
+        "kv_replay": Field(
+            shape=Text(what="a ZMQ address", check=check_zmq, pattern=r"tcp://[^/\s]+:[0-9]+"),
+            about="Where events that were missed are had again (its replay_endpoint), tcp://HOST:PORT.",
+            aka=("replay_endpoint",),
+        ),
     },
 )
 

@@ -15,13 +15,14 @@ from ._news import (
     read_held,
     read_placed,
 )
-from ._prefix import Chain, prefix_chain
+from ._prefix import BLOCK_BYTES, Chain, prefix_chain
 from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target
 from ._salt import chain_seed, tenant_salt
 from ._shadow import ShadowCounts, ShadowedRouter
 from ._strategies import router_of, session_of, strategy_of
 
 __all__ = [
+    "BLOCK_BYTES",
     "Beside",
     "Booking",
     "Chain",

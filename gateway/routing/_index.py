@@ -8,7 +8,7 @@ time, when it holds more than its engine can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 CAPACITY_BLOCKS = 16_384
 """Of a replica that does not say how much it caches: about a million tokens."""
@@ -133,6 +133,21 @@ class PrefixIndex:
         young.new += held.count - before
         self._bound(held)
 
+    def remove(self, blocks: Iterable[int], name: str) -> None:
+        """A replica does not hold these blocks any more."""
+        held = self.of(name)
+        mask, holders, masks = held.mask, self._holders, self._masks
+        for block in blocks:
+            of = holders.get(block, 0)
+            if not of & mask:
+                continue
+            held.count -= 1
+            left = of & ~mask
+            if left:
+                holders[block] = masks.setdefault(left, left)
+            else:
+                del holders[block]
+
     def forget(self, name: str) -> None:
         """A replica holds nothing any more."""
         held = self._replicas.get(name)
@@ -167,7 +182,10 @@ class PrefixIndex:
         held.count -= oldest.unknown
         mask = held.mask
         for block in oldest.blocks:
-            left = holders[block] & ~bit
+            of = holders.get(block, 0)
+            if not of & bit:  # removed since
+                continue
+            left = of & ~bit
             if left:
                 holders[block] = masks.setdefault(left, left)
             else:

@@ -84,6 +84,26 @@ class _Tally:
             self._reset()
 
 
+class KvEventMetrics:
+    """How well the engines' KV events are followed."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.trusted = Gauge(
+            "mtok_kv_events_trusted",
+            "1 while all KV events of the replica have been read since its process began, or its cache was cleared.",
+            ("replica",),
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.unread = Gauge(
+            "mtok_kv_events_unread",
+            "KV events of the replica that could not be read, and blocks stored after one that nobody has told of.",
+            ("replica",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
+
 class Metrics:
     """Every metric of the gateway. With several workers they share files, so that any worker answers for all."""
 
@@ -160,6 +180,7 @@ class Metrics:
             registry=registry,
         )
         self.replicas = ReplicaMetrics(registry)
+        self.kv_events = KvEventMetrics(registry)
         self._policy_info = Gauge(
             "mtok_policy_info",
             "1 for the policies in force, by the start of their SHA-256; two are 1 while workers change.",

@@ -170,7 +170,7 @@ async def test_a_conversation_goes_on_at_another_gateway_where_its_prefix_is(
         for text in texts:
             assert (await here.post(asked(text))).status == 200
         router = there.lifecycle.routers.by_model["tiny"]
-        await eventually(lambda: router.index.held(second.name) >= 6 * 3)
+        await eventually(lambda: router.index.of(second.name).count >= 6 * 3)
         for text in texts:
             assert (await there.post(asked(text + "and one thing more " * 20))).status == 200
     assert (len(engine.received), len(second.received)) == (0, 12)
