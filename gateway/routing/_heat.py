@@ -54,12 +54,15 @@ class Heat:
 
     def depth(self, blocks: Sequence[int], share: float) -> int:
         """How many leading blocks more than this share of the requests have."""
-        if self.share(blocks[0]) <= share:
+        counted = self._counted + self._before_counted
+        now, before, least = self._now.get, self._before.get, share * counted
+        if counted < LEAST or now(blocks[0], 0) + before(blocks[0], 0) <= least:
             return 0
         low, high = 1, len(blocks)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.share(blocks[middle - 1]) > share:
+            block = blocks[middle - 1]
+            if now(block, 0) + before(block, 0) > least:
                 low = middle
             else:
                 high = middle - 1

@@ -104,32 +104,26 @@ class PrefixIndex:
             todo.append((middle, of_middle, high, of_high))
         return steps
 
-    def note(self, blocks: Sequence[int], name: str, *, unknown: int = 0) -> None:
-        """A replica has used all of these blocks, one after the other, just now, and so many more that nobody knows."""
+    def note(self, blocks: Sequence[int], name: str, *, known: int | None = None, unknown: int = 0) -> None:
+        """A replica has used all of these blocks, one after the other, just now, and so many more that nobody can name.
+
+        `known` is how many of the blocks anybody holds, as `steps` told; None: it is looked up.
+        """
         held = self.of(name)
         if not held.generations or held.generations[-1].new * GENERATIONS >= held.capacity:
             self._begin(held)
-        young, mask, before = held.generations[-1], held.mask, held.count
-        bit, holders = young.bit, self._holders
-        get, masks = holders.get, self._masks
-        news = blocks[_first_without(blocks, get, bit) :]
-        if news:
-            if any(map(get, news)):
-                news = [block for block in news if not get(block, 0) & bit]
-                for block in news:
-                    others = get(block, 0)
-                    if not others & mask:
-                        held.count += 1
-                    with_bit = others | bit
-                    holders[block] = masks.setdefault(with_bit, with_bit)
-                if len(masks) > MASKS_MAX:
-                    masks.clear()
-            else:
-                holders.update(dict.fromkeys(news, bit))
-                held.count += len(news)
-            young.blocks += news
+        young, before = held.generations[-1], held.count
+        if known is None:
+            steps = self.steps(blocks) if blocks else ()
+            known = steps[0][0] if steps else 0
+        if known:
+            news = self._touch(blocks, known, held, young.bit)
+        else:
+            self._holders.update(dict.fromkeys(blocks, young.bit))
+            news = blocks
+        young.blocks += news
+        held.count += (len(blocks) - known) + unknown
         young.unknown += unknown
-        held.count += unknown
         young.new += held.count - before
         self._bound(held)
 
@@ -147,6 +141,21 @@ class PrefixIndex:
                 holders[block] = masks.setdefault(left, left)
             else:
                 del holders[block]
+
+    def _touch(self, blocks: Sequence[int], known: int, held: Held, bit: int) -> Sequence[int]:
+        """Marks all of them, and returns those that were not marked yet."""
+        holders, masks, mask = self._holders, self._masks, held.mask
+        get = holders.get
+        start = _first_without(blocks, get, bit)
+        for block in blocks[start:known]:
+            others = get(block, 0)
+            held.count += not others & mask
+            with_bit = others | bit
+            holders[block] = masks.setdefault(with_bit, with_bit)
+        if len(masks) > MASKS_MAX:
+            masks.clear()
+        holders.update(dict.fromkeys(blocks[known:], bit))
+        return blocks[start:] if start else blocks
 
     def forget(self, name: str) -> None:
         """A replica holds nothing any more."""
@@ -182,16 +191,18 @@ class PrefixIndex:
         held.count -= oldest.unknown
         mask = held.mask
         for block in oldest.blocks:
-            of = holders.get(block, 0)
-            if not of & bit:  # removed since
+            marks = holders.get(block, 0)
+            if not marks & bit:  # removed since, or after a gap in what was told
                 continue
-            left = of & ~bit
+            left = marks & ~bit
             if left:
                 holders[block] = masks.setdefault(left, left)
             else:
                 del holders[block]
             if not left & mask:
                 held.count -= 1
+        if not held.generations:
+            held.count = 0
         self._free_bits.append(bit)
         del self._by_bit[bit]
 

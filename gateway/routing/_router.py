@@ -42,6 +42,9 @@ FEW_HOLDERS = 8
 """Of more it is not looked up where conversations ended: they have a common beginning and nothing else."""
 
 _hash = xxhash.xxh3_64_intdigest
+_SPREAD = 0x9E3779B97F4A7C15
+"""Odd, and without a pattern: the golden ratio in 64 bits (Knuth)."""
+_ALL = (1 << 64) - 1
 
 
 class Target(Protocol):
@@ -126,24 +129,24 @@ class Prefix:
 class _Site:
     """A replica as one model's router sees it. `truth` is how much of what was predicted to be cached was."""
 
-    __slots__ = ("held", "key", "load", "name", "truth")
+    __slots__ = ("held", "load", "name", "seed", "truth")
 
     def __init__(self, name: str, load: Load, held: Held) -> None:
         self.name = name
         self.load = load
         self.held = held
-        self.key = name.encode()
+        self.seed = _hash(name.encode())
         self.truth = 1.0
 
 
 class _Members:
     """The replicas that are to hold a hot prefix, of so many."""
 
-    __slots__ = ("names", "of", "used")
+    __slots__ = ("of", "sites", "used")
 
-    def __init__(self, of: int, names: frozenset[str]) -> None:
+    def __init__(self, of: int, sites: frozenset[_Site]) -> None:
         self.of = of
-        self.names = names
+        self.sites = sites
         self.used = 0
 
 
@@ -167,6 +170,10 @@ class Router:
         self._presumed: list[tuple[int, int, Booking]] = []
         self._booked = 0
         self._running = 0
+        self._looked: tuple[list[int], Steps, int] | None = None
+        self._targets: list[Target] = []
+        self._here: list[_Site] = []
+        self._loads_here: list[Load] = []
 
     def inherit(self, before: Router) -> None:
         """It takes over what that one knew of prompts, before it has decided anything."""
@@ -184,15 +191,22 @@ class Router:
         self._presume_read(now_ms)
         index = 0 if len(targets) == 1 else self.strategy.pick(self, query, targets, now_ms)
         site, blocks = self._site(targets[index].name), query.chain.blocks
-        steps = self.index.steps(blocks)
+        steps, hot = self._look(blocks, len(targets))
         expected, cached_bytes = self._expected(query, steps, site)
         booking = Booking(
-            query, index, site, expected, cached_bytes=cached_bytes, unseen=self._unseen(query, steps), at_ms=now_ms
+            query,
+            index,
+            site,
+            expected,
+            cached_bytes=cached_bytes,
+            unseen=not steps or steps[0][0] <= hot,
+            at_ms=now_ms,
         )
         self._running += 1
         site.load.add(booking.work, 1)
         if query.prompt_tokens:
-            self.index.note(blocks, site.name)
+            self.index.note(blocks, site.name, known=steps[0][0] if steps else 0)
+            self._looked = None
             self._heat.count(blocks)
             self.on_placed(site.name, blocks)
         if not query.streams:
@@ -217,6 +231,7 @@ class Router:
             return
         self.token_bytes += LEARNS_PART * (text_bytes / input_tokens - self.token_bytes)
         self._ends.note(query.chain, site.name, output_tokens)
+        self._looked = None
         self.index.note((), site.name, unknown=int(output_tokens * self.token_bytes) // BLOCK_BYTES)
         predicted = input_tokens * booking.cached_bytes // text_bytes
         if booking.unseen:
@@ -239,15 +254,18 @@ class Router:
 
     def restarted(self, replica: str) -> None:
         """Its engine's cache is empty: the process is new, or was told to forget."""
+        self._looked = None
         self.index.forget(replica)
         self._site(replica).truth = 1.0
 
     def capacity(self, replica: str, kv_tokens: int) -> None:
         """Its engine's cache holds so many tokens."""
+        self._looked = None
         self.index.resize(replica, int(kv_tokens * self.token_bytes / BLOCK_BYTES))
 
     def note_elsewhere(self, blocks: Sequence[int], replica: str) -> None:
         """Another gateway has sent a prompt with these blocks there."""
+        self._looked = None
         self.index.note(blocks, replica)
 
     def beside(self, replica: str, waiting_tokens: int, running: int) -> None:
@@ -266,54 +284,59 @@ class Router:
 
     def weight(self, block: int, replica: str) -> int:
         """A prefix's preference for a replica, the same for everybody who asks."""
-        return _hash(self._site(replica).key, block)
+        return _hash(replica.encode(), block)
 
     def costs_ms(self, query: Query, targets: Sequence[Target]) -> list[float]:
         """What placing the request at each of the targets would cost, in milliseconds of its time to first token."""
-        return self._costs(query, self._sites_of(targets))[0]
+        return self._costs(query, *self._at(targets))[0]
 
     def soonest(self, query: Query, targets: Sequence[Target]) -> int:
         """Where it costs least, by its place among the targets."""
-        sites = self._sites_of(targets)
-        costs, hot, is_unseen = self._costs(query, sites)
+        sites, loads = self._at(targets)
+        costs, hot, is_unseen = self._costs(query, sites, loads)
         blocks = query.chain.blocks
         weights: list[int] = []
         if is_unseen and self.unseen_warm > LEARNS_PART:
             weights = _weights(blocks[min(hot, len(blocks) - 1)], sites)
             if hot:
                 members = self._members_of(blocks[hot - 1], sites)
-                home = max([(weight, n) for n, weight in enumerate(weights) if sites[n].name in members])[1]
+                home = max([(weight, n) for n, weight in enumerate(weights) if sites[n] in members])[1]
             else:
                 home = weights.index(max(weights))
-            costs[home] -= self.unseen_warm * (costs[home] - sites[home].load.wait_ms)
+            costs[home] -= self.unseen_warm * (costs[home] - loads[home].wait_ms)
         least = min(costs)
         if costs.count(least) == 1:
             return costs.index(least)
-        weights = weights or _weights(blocks[min(hot, len(blocks) - 1)], sites)
-        return max([(weight, n) for n, weight in enumerate(weights) if costs[n] == least])[1]
+        tied = [n for n, cost in enumerate(costs) if cost == least]
+        if weights:
+            return max([(weights[n], n) for n in tied])[1]
+        return max(zip(_weights(blocks[min(hot, len(blocks) - 1)], [sites[n] for n in tied]), tied, strict=True))[1]
 
-    def _costs(self, query: Query, sites: Sequence[_Site]) -> tuple[list[float], int, bool]:
+    def _costs(self, query: Query, sites: list[_Site], loads: list[Load]) -> tuple[list[float], int, bool]:
         """At each of them; how many of its first blocks are hot; and whether nobody is known to hold more."""
         prompt, chain = query.prompt_tokens, query.chain
         blocks, text_bytes = chain.blocks, max(1, len(chain.text))
         whole = work(prompt, prompt)
-        steps = self.index.steps(blocks)
-        hot = self._heat.depth(blocks, 1 / len(sites)) if steps else 0
+        steps, hot = self._look(blocks, len(sites))
         if hot:
             members = self._members_of(blocks[hot - 1], sites)
             warm = work(max(1, prompt - prompt * chain.bytes_at(hot) // text_bytes), prompt)
-            costs = [
-                site.load.wait_ms + (warm if site.name in members else whole) * site.load.ms_per_token for site in sites
-            ]
+            if len(members) < len(sites):
+                costs = [
+                    load.wait_ms + (warm if site in members else whole) * load.ms_per_token
+                    for site, load in zip(sites, loads, strict=True)
+                ]
+            else:
+                costs = [load.wait_ms + warm * load.ms_per_token for load in loads]
         else:
-            costs = [site.load.wait_ms + whole * site.load.ms_per_token for site in sites]
+            costs = [load.wait_ms + whole * load.ms_per_token for load in loads]
         is_unseen = True
         for depth, holders in reversed(steps):
             if depth <= hot:
                 continue
             is_unseen = False
             cached_bytes = chain.bytes_at(depth)
-            if holders.bit_count() > max(FEW_HOLDERS, len(sites) // 2):
+            if holders.bit_count() > FEW_HOLDERS:
                 own = work(max(1, prompt - prompt * cached_bytes // text_bytes), prompt)
                 for index, site in enumerate(sites):
                     if site.held.mask & holders:
@@ -327,24 +350,32 @@ class Router:
                     costs[sites.index(holder)] = holder.load.wait_ms + own * holder.load.ms_per_token
         return costs, hot, is_unseen
 
-    def _members_of(self, block: int, sites: Sequence[_Site]) -> frozenset[str]:
+    def _members_of(self, block: int, sites: Sequence[_Site]) -> frozenset[_Site]:
         """Which replicas are to hold the hot prefix that ends with this block: as many as its share of the requests
         takes, the first in rendezvous order, so that gateways agree, and that fewer when it cools are some of them."""
         known = self._members.get(block)
         if known is not None and known.of == len(sites) and known.used < MEMBERS_USED:
             known.used += 1
-            return known.names
+            return known.sites
         share = self._heat.share(block)
         copies = ceil(min(COPIES_SPARE * share * len(sites), share * self._running + 1))
-        ordered = sorted(zip(_weights(block, sites), [site.name for site in sites], strict=True), reverse=True)
-        names = frozenset([name for _, name in ordered[:copies]])
+        weights = _weights(block, sites)
+        least = sorted(weights, reverse=True)[:copies][-1]
+        chosen = frozenset([site for site, weight in zip(sites, weights, strict=True) if weight >= least])
         if len(self._members) > MEMBERS_USED:
             self._members.clear()
-        self._members[block] = _Members(len(sites), names)
-        return names
+        self._members[block] = _Members(len(sites), chosen)
+        return chosen
 
-    def _unseen(self, query: Query, steps: Steps) -> bool:
-        return not steps or steps[0][0] <= self._heat.depth(query.chain.blocks, 1 / max(1, len(self._sites)))
+    def _look(self, blocks: list[int], replicas: int) -> tuple[Steps, int]:
+        """Who holds how much of a chain, and how many of its blocks are hot: of one decision it is asked twice."""
+        known = self._looked
+        if known is not None and known[0] is blocks:
+            return known[1], known[2]
+        steps = self.index.steps(blocks)
+        hot = self._heat.depth(blocks, 1 / replicas) if steps else 0
+        self._looked = (blocks, steps, hot)
+        return steps, hot
 
     def _cached_bytes(self, chain: Chain, depth: int, site: _Site) -> int:
         """How much of the text a replica should have that has seen so many blocks of it."""
@@ -367,12 +398,13 @@ class Router:
         )
         return expected, cached_bytes
 
-    def _sites_of(self, targets: Sequence[Target]) -> list[_Site]:
-        sites = self._sites
-        try:
-            return [sites[target.name] for target in targets]
-        except KeyError:
-            return [self._site(target.name) for target in targets]
+    def _at(self, targets: Sequence[Target]) -> tuple[list[_Site], list[Load]]:
+        """The targets' sites and loads: mostly they are the ones of the last decision."""
+        if targets != self._targets:
+            self._targets = list(targets)
+            self._here = [self._site(target.name) for target in targets]
+            self._loads_here = [site.load for site in self._here]
+        return self._here, self._loads_here
 
     def _site(self, name: str) -> _Site:
         site = self._sites.get(name)
@@ -398,5 +430,6 @@ def _nobody(replica: str, blocks: Sequence[int]) -> None:
 
 
 def _weights(block: int, sites: Sequence[_Site]) -> list[int]:
-    """A prefix's preference for each of them (rendezvous hashing); whoever has the highest is its home."""
-    return [_hash(site.key, block) for site in sites]
+    """A prefix's preference for each of them (rendezvous hashing); whoever has the highest is its home. Both numbers
+    are hashes already, so a multiplication spreads them well enough: lost homes' heirs are even within a tenth."""
+    return [(block ^ site.seed) * _SPREAD & _ALL for site in sites]
