@@ -143,6 +143,14 @@ class Call:
         )
 
 
+def decided_headers(decision: Grant | Denial, price: Price | None) -> Headers:
+    """How the limits stand, and which price holds."""
+    headers = ratelimit_headers(decision)
+    if price is not None:
+        headers.append((PRICE_EPOCH, price.epoch.encode()))
+    return headers
+
+
 class Outcome(Struct, frozen=True):
     """How a request ended, and what is billed of it. `code` is the error's, if there was one; `refused_by` is the rule
     that refused it, if one did."""
@@ -211,9 +219,7 @@ class Reservation:
         except JournalUnavailable as error:
             log.warning("nothing can be booked: %s", error)
             raise Refused(refusals.JOURNAL_AWAY) from error
-        self._call.headers += ratelimit_headers(decision)
-        if self._price is not None:
-            self._call.headers.append((PRICE_EPOCH, self._price.epoch.encode()))
+        self._call.headers += decided_headers(decision, self._price)
         if decision.notes:
             self._tell(decision)
         if isinstance(decision, Denial):

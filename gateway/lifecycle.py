@@ -51,6 +51,7 @@ from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange
 from gateway.failover import kept_of
 from gateway.fleet import Fleet, ModelFleet
+from gateway.floods import Floods
 from gateway.isolation import Salts
 from gateway.meter import Meter
 from gateway.metering import JournalUnavailable, Labels, Ledger
@@ -119,6 +120,7 @@ class Lifecycle:
         self.dispatcher = dispatcher
         self.telemetry = telemetry
         self._alerts = alerts
+        self._floods = Floods(ledger, telemetry, clock.now_ms)
         self._salts = salts
         self.clock = clock
         self.settings = settings
@@ -176,10 +178,7 @@ class Lifecycle:
             if body is None:
                 body = await read_body(given.get(b"content-length", b""), receive, limit_bytes=limit_bytes)
             view = parse(endpoint, body)
-            if view.user or self._labels.tagged:
-                call.user, call.tags = self._labels.read(
-                    call.tenant, now_ms, user=view.user, metadata=view.metadata, headers=given
-                )
+            self._label(call, view, given)
             # The body may have come after other policies than the key: one request is decided by one version.
             tenant = self.policies.tenants.get(call.tenant, identity.tenant)
             model = self._permit(tenant, view.model)
@@ -198,10 +197,12 @@ class Lifecycle:
             if not surely_fits(view, limits):
                 size = await self._measure(call, view, size, body=body, model=model, limits=limits)
             bound = granted(view, size, limits)
-            if bound is not None:
-                view, limits = bounded(view, limits, bound)
+            view, limits = bounded(view, limits, bound)
+            holding = Holding.of(view, size, limits, price=terms.price, tenant=tenant.limits, scopes=terms.scopes)
+            if await self._floods.refuses(call, tenant, terms.scopes, terms.price, holding, outgoing=outgoing):
+                return
             async with self._reserve(
-                call, tenant, terms, view=view, body=body, model=model, limits=limits, size=size
+                call, tenant, terms, holding, view=view, body=body, model=model, limits=limits, size=size
             ) as reservation:
                 query = Query(
                     chain=prefix_chain(view.prompt, chain_seed(salt.encode() or view.cache_salt)),
@@ -282,6 +283,13 @@ class Lifecycle:
             raise Refused(refusals.UNKNOWN_KEY if key else refusals.NO_KEY)
         return identity
 
+    def _label(self, call: Call, view: RequestView, headers: Mapping[bytes, bytes]) -> None:
+        """What the request says of itself, for splitting usage."""
+        if view.user or self._labels.tagged:
+            call.user, call.tags = self._labels.read(
+                call.tenant, call.arrived_ms, user=view.user, metadata=view.metadata, headers=headers
+            )
+
     def _permit(self, tenant: TenantSpec, name: str) -> ModelFleet:
         """The model a tenant may use. One answer for what is forbidden and what is not there."""
         spec = self.policies.model_named(name)
@@ -348,6 +356,7 @@ class Lifecycle:
         call: Call,
         tenant: TenantSpec,
         terms: Terms,
+        holding: Holding,
         *,
         view: RequestView,
         body: bytes,
@@ -355,15 +364,12 @@ class Lifecycle:
         limits: ContextLimits,
         size: PromptSize,
     ) -> Reservation:
-        """What to hold while it runs: see `Holding`."""
-        scopes, price = terms.scopes, terms.price
-        holding = Holding.of(view, size, limits, price=price, tenant=tenant.limits, scopes=scopes)
         return Reservation(
             call,
             tenant,
-            scopes,
+            terms.scopes,
             holding,
-            price,
+            terms.price,
             count_prompt=partial(self._count, view, body, model),
             meter=Meter(view, size, limits),
             ledger=self.ledger,
@@ -427,7 +433,7 @@ class Lifecycle:
                 Outcome("refused", code=refusal.code, refused_by=refusal.refused_by), now_ms=self.clock.now_ms()
             )
             self.telemetry.count(event, call.traceparent)
-            if not self.ledger.counts(event):
+            if not self.ledger.counts(event, call.id, event.ended_ms):
                 with contextlib.suppress(JournalUnavailable):  # the client hears why it was refused all the same
                     await self.ledger.record(event)
         elif refusal.status == 401:

@@ -1,5 +1,6 @@
 """What did it use: the usage event, and the ledger that reserves before a request runs and books when it has ended."""
 
+from ._account import RefusedLately
 from ._event import EVENT_VERSION, FailedAttempt, Status, UsageEvent
 from ._journal import JournalUnavailable
 from ._labels import Labels
@@ -47,6 +48,7 @@ __all__ = [
     "Ledger",
     "LedgerSettings",
     "LedgerStatistics",
+    "RefusedLately",
     "Status",
     "UsageEvent",
     "dimensions",

@@ -79,7 +79,7 @@ class _Waiting(NamedTuple):
         return now_ms if self.slice_of is None else self.slice_of.reserved_ms
 
 
-class _Refused(NamedTuple):
+class RefusedLately(NamedTuple):
     """A denial by requests/min at `at_ms`, which holds until `until_ms` for whoever meets the same limits and asks for
     no more: no other limit makes that one wait longer."""
 
@@ -89,6 +89,26 @@ class _Refused(NamedTuple):
     scopes: tuple[Scope, ...]
     at_ms: int
     until_ms: int
+
+    def covers(self, limits: LimitsSpec, ask: Ask, scopes: tuple[Scope, ...], now_ms: int) -> bool:
+        """Whether this ask would be denied likewise."""
+        return (
+            self.limits is limits
+            and self.scopes == scopes
+            and self.at_ms <= now_ms < self.until_ms
+            and _asks_no_more(ask, self.ask)
+        )
+
+    def now(self, now_ms: int) -> Denial:
+        """The denial as it is now."""
+        passed_ms, denial = now_ms - self.at_ms, self.denial
+        standing = denial.standing
+        assert denial.retry_after_ms is not None
+        return replace(
+            denial,
+            retry_after_ms=denial.retry_after_ms - passed_ms,
+            standing=replace(standing, requests_reset_ms=max(0, standing.requests_reset_ms - passed_ms)),
+        )
 
 
 class _Sent(NamedTuple):
@@ -127,7 +147,8 @@ class TenantAccount:
         self._sent_scopes: list[ScopeLimits] = []
         self._shares = False
         self._sweeps = False
-        self._refused: _Refused | None = None
+        self.refused: RefusedLately | None = None
+        """What was refused a moment ago, and would be again."""
         self._asked = 0
         self._waiting: list[_Waiting] = []
         self._aboard: list[_Waiting] = []
@@ -173,19 +194,10 @@ class TenantAccount:
 
     def refuses(self, limits: LimitsSpec, ask: Ask, scopes: tuple[Scope, ...], now_ms: int) -> Denial | None:
         """What was refused a moment ago and would be again; None: ask. A flood of refusals costs Redis nothing."""
-        refused = self._refused
-        if refused is None or refused.limits is not limits or refused.scopes != scopes:
+        refused = self.refused
+        if refused is None or not refused.covers(limits, ask, scopes, now_ms):
             return None
-        if not (refused.at_ms <= now_ms < refused.until_ms and _asks_no_more(ask, refused.ask)):
-            return None
-        passed_ms, denial = now_ms - refused.at_ms, refused.denial
-        standing = denial.standing
-        assert denial.retry_after_ms is not None
-        return replace(
-            denial,
-            retry_after_ms=denial.retry_after_ms - passed_ms,
-            standing=replace(standing, requests_reset_ms=max(0, standing.requests_reset_ms - passed_ms)),
-        )
+        return refused.now(now_ms)
 
     def withdraw(self, decided: asyncio.Future[Grant | Denial]) -> None:
         """Nobody waits for this decision any more: what it granted is given back."""
@@ -200,7 +212,7 @@ class TenantAccount:
             return False
         for held in (lease, *lease.slices):
             self._held[held.member] = _Stage.SETTLES
-        self._refused = None
+        self.refused = None
         return True
 
     def sweep(self) -> None:
@@ -327,7 +339,7 @@ class TenantAccount:
     def _note_refused(self, waited: _Waiting, denial: Denial, now_ms: int) -> None:
         if denial.dimension == "requests_per_minute" and denial.retry_after_ms and not denial.notes:
             until_ms = now_ms + min(REFUSES_ON_MS, denial.retry_after_ms)
-            self._refused = _Refused(denial, waited.ask, waited.limits, waited.scopes, now_ms, until_ms)
+            self.refused = RefusedLately(denial, waited.ask, waited.limits, waited.scopes, now_ms, until_ms)
 
     def fail(self, error: StoreUnavailable) -> bool:
         refused, self._aboard = self._aboard, []
@@ -522,7 +534,7 @@ class TenantAccount:
         )
 
     def _release(self, lease: Lease) -> None:
-        self._refused = None
+        self.refused = None
         self._held.pop(lease.member, None)
         self._releases.append((lease.member, lease.tokens, lease.reserved_ms, lease.input_tokens, lease.output_tokens))
         self._wake(self)

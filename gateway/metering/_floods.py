@@ -34,20 +34,20 @@ class Floods:
     def __init__(self) -> None:
         self._floods: dict[object, _Flood] = {}
 
-    def counts(self, event: UsageEvent, now_ms: int) -> bool:
-        """Whether this refusal, or one like it that came at `now_ms`, is counted with others; if not, it is to be
-        booked by itself. What refusals alike have in common is whose they are and what of, and the rule that refused
-        them, not its numbers."""
-        by = event.refused_by
+    def counts(self, like: UsageEvent, request_id: str, now_ms: int) -> bool:
+        """Whether the refusal of this request, which came at `now_ms` and is like `like`, is counted with others; if
+        not, it is to be booked by itself. What refusals alike have in common is whose they are and what of, and the
+        rule that refused them, not its numbers."""
+        by = like.refused_by
         kind = (
-            event.tenant,
-            event.key,
-            event.model,
-            event.endpoint,
-            event.code,
-            event.user,
-            tuple(event.tags.items()) if event.tags else (),
-            event.policy,
+            like.tenant,
+            like.key,
+            like.model,
+            like.endpoint,
+            like.code,
+            like.user,
+            tuple(like.tags.items()) if like.tags else (),
+            like.policy,
             by and (by.dimension, by.scope),
         )
         flood = self._floods.get(kind)
@@ -59,7 +59,7 @@ class Floods:
             flood.each += 1
             return False
         if flood.first is None:
-            flood.first = event
+            flood.first = like if like.id == request_id else replace(like, id=request_id, arrived_ms=now_ms)
         flood.count += 1
         flood.last_ms = now_ms
         return True

@@ -31,7 +31,7 @@ from gateway.admission import Ask, Denial, Grant, Lease
 from gateway.policy import NO_SCOPES, LimitsSpec, Scopes, TenantSpec
 from gateway.store import EXACT_MAX, SHARED_DUE, Coalescer, StoreUnavailable, end_tasks, load_script
 
-from ._account import TenantAccount
+from ._account import RefusedLately, TenantAccount
 from ._books import Books
 from ._degraded import Degraded
 from ._event import UsageEvent
@@ -169,6 +169,14 @@ class Ledger:
             return await self._reserve_or_degrade(self._degraded, tenant, ask, scopes)
         return await self._ask(tenant, ask, scopes)
 
+    def refused_lately(self, tenant: str) -> RefusedLately | None:
+        """What `reserve` refuses without asking Redis, while it does."""
+        account = self._accounts.get(tenant)
+        if account is None or account.refused is None or self._closed or not self.admits:
+            return None
+        is_degraded = self._degraded is not None and self._coalescer.failures
+        return None if is_degraded else account.refused
+
     async def extend(self, tenant: TenantSpec, lease: Lease, ask: Ask, scopes: Scopes = NO_SCOPES) -> Grant | Denial:
         """May the request of `lease` use this as well? What is granted is a slice of the lease: it pays from the same
         periods, takes no place among the running ones, and has to be settled with it, in its `slices`.
@@ -252,10 +260,11 @@ class Ledger:
             raise JournalUnavailable(self._books.failure)
         await self._books.book(Record(event, Lease("", event.tenant, period, 0, 0, 0) if period else None))
 
-    def counts(self, event: UsageEvent) -> bool:
-        """Whether this refusal, or one like it that comes now, is counted with others that come in the same second;
-        their event is booked when that is over. If not, it is to be recorded by itself."""
-        return self._floods.counts(event, self._now_ms())
+    def counts(self, like: UsageEvent, request_id: str, now_ms: int) -> bool:
+        """Whether the refusal of this request, like that of `like` but for its numbers and times, is counted with
+        others that come in the same second; their event is booked when that is over. If not, it is to be recorded by
+        itself."""
+        return self._floods.counts(like, request_id, now_ms)
 
     async def booked(self, tenant: str) -> None:
         """Returns when Redis has what this worker has booked of `tenant`, so that who reads after an answer finds it;

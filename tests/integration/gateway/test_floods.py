@@ -38,6 +38,10 @@ async def test_refusals_beyond_the_first_of_a_second_are_counted_in_one_event(
     assert [int(answer.headers["retry-after-ms"]) for answer in refused] == sorted(
         (int(answer.headers["retry-after-ms"]) for answer in refused), reverse=True
     )
+    assert {tuple(answer.headers) for answer in refused} == {tuple(refused[0].headers)}, "headers of the same names"
+    assert len({answer.headers["x-request-id"] for answer in refused}) == 8
+    metrics = (await served.get("/metrics")).body.decode()
+    assert 'mtok_denied_requests_total{limit="requests_per_minute",scope="tenant",tenant="acme"} 8.0' in metrics
     await served.lifecycle.ledger._book_floods()
     ok, *alone, counted = await served.events(at_least=5)
     assert (ok["status"], len(alone)) == ("ok", 3)

@@ -27,25 +27,39 @@ def refusal(number: int, *, key: str = "ci", by: RefusedBy | None = BY) -> Usage
     )
 
 
+def counts(flood: floods.Floods, event: UsageEvent) -> bool:
+    return flood.counts(event, event.id, event.ended_ms)
+
+
 def test_the_first_of_a_second_are_events_of_their_own_and_the_others_one_that_counts_them() -> None:
     flood = floods.Floods()
-    counted = [flood.counts(refusal(number), NOW_MS + number) for number in range(floods.EACH_PER_S + 30)]
+    counted = [counts(flood, refusal(number)) for number in range(floods.EACH_PER_S + 30)]
     assert counted == [False] * floods.EACH_PER_S + [True] * 30
     first = refusal(floods.EACH_PER_S)
     assert flood.due() == [structs.replace(first, count=30, ended_ms=first.ended_ms + 29)]
     assert flood.due() == []
-    assert not flood.counts(refusal(900), NOW_MS + 900), "the next second's first ones are told again"
+    assert not counts(flood, refusal(900)), "the next second's first ones are told again"
 
 
 def test_refusals_of_another_key_or_by_another_rule_are_not_counted_with_them() -> None:
     """The numbers of a rule change from one to the next, and tell nothing apart."""
     flood = floods.Floods()
     for number in range(floods.EACH_PER_S):
-        flood.counts(refusal(number), NOW_MS)
-    assert not flood.counts(refusal(1, key="other"), NOW_MS)
-    assert not flood.counts(refusal(1, by=structs.replace(BY, scope="key ci")), NOW_MS)
-    assert not flood.counts(refusal(1, by=structs.replace(BY, dimension="tokens_per_minute")), NOW_MS)
-    assert flood.counts(refusal(1, by=structs.replace(BY, retry_after_ms=650)), NOW_MS)
+        counts(flood, refusal(number))
+    assert not counts(flood, refusal(1, key="other"))
+    assert not counts(flood, refusal(1, by=structs.replace(BY, scope="key ci")))
+    assert not counts(flood, refusal(1, by=structs.replace(BY, dimension="tokens_per_minute")))
+    assert counts(flood, refusal(1, by=structs.replace(BY, retry_after_ms=650)))
+
+
+def test_a_flood_is_told_of_by_the_id_and_time_of_the_first_that_is_only_counted() -> None:
+    """Also where all are told to be like one that has an event of its own."""
+    flood = floods.Floods()
+    for number in range(floods.EACH_PER_S + 2):
+        flood.counts(refusal(0), f"r{number}", NOW_MS + number)
+    (told,) = flood.due()
+    first = floods.EACH_PER_S
+    assert (told.id, told.arrived_ms - NOW_MS, told.ended_ms - NOW_MS, told.count) == (f"r{first}", first, first + 1, 2)
 
 
 def test_usage_counts_each_refusal_of_a_flood() -> None:
