@@ -120,7 +120,9 @@ class Attempts(Struct, frozen=True, kw_only=True):
         if not goes_on:
             cached_bytes, text_bytes = self.placement.cached_share
             self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
-        head = replica.head(endpoint.path, self.call.id.encode(), len(body), self.passed_on)
+        rank = self.placement.rank
+        passed_on = self.passed_on if rank is None else self.passed_on + rank.header
+        head = replica.head(endpoint.path, self.call.id.encode(), len(body), passed_on)
         try:
             answer = await open_answer(replica, head, body, self.watch)
             if answer.is_stream:

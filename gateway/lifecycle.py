@@ -241,7 +241,7 @@ class Lifecycle:
                             passed_on=_passed_on(given),
                             patience_s=given.get(b"x-stainless-timeout", b""),
                             model=model,
-                            placement=Placement(terms.router, query, self.clock.now_ms),
+                            placement=Placement(terms.router, query, self.clock.now_ms, has_ranks=model.has_ranks),
                             slot=slot,
                             meter=reservation.meter,
                             watch=watch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from gateway.fleet import Fleet, ModelFleet, Reading, Replica
+from gateway.fleet import Fleet, ModelFleet, Rank, Reading, Replica
 from gateway.policy import ModelSpec
 from gateway.routing import Beside, Booking, Held, Loads, Query, Router, router_of
 from gateway.wire import Usage
@@ -13,13 +13,17 @@ from gateway.wire import Usage
 class Placement:
     """Ending it twice changes nothing. Several attempts one after the other have one; two at a time have two."""
 
-    __slots__ = ("_now_ms", "booking", "query", "router")
+    __slots__ = ("_has_ranks", "_now_ms", "booking", "query", "rank", "router")
 
-    def __init__(self, router: Router, query: Query, now_ms: Callable[[], int]) -> None:
+    def __init__(self, router: Router, query: Query, now_ms: Callable[[], int], *, has_ranks: bool = False) -> None:
+        """`has_ranks`: several engines may be behind a replica's address."""
         self.router = router
         self.query = query
         self.booking: Booking | None = None
+        self.rank: Rank | None = None
+        """Which of the replica's engines it goes to, where it has several."""
         self._now_ms = now_ms
+        self._has_ranks = has_ranks
 
     @property
     def cached_share(self) -> tuple[int, int]:
@@ -30,8 +34,20 @@ class Placement:
     def choose(self, targets: Sequence[Replica]) -> Replica:
         """The replica to run it, one of `targets`; booked there and nowhere else."""
         self.ended()
+        self.rank = None
+        if self._has_ranks:
+            return self._choose_rank(targets)
         self.booking = self.router.choose(self.query, targets, self._now_ms())
         return targets[self.booking.index]
+
+    def _choose_rank(self, targets: Sequence[Replica]) -> Replica:
+        places = [place for replica in targets for place in replica.ranks or (replica,)]
+        self.booking = self.router.choose(self.query, places, self._now_ms())
+        chosen = places[self.booking.index]
+        if isinstance(chosen, Replica):
+            return chosen
+        self.rank = chosen
+        return chosen.replica
 
     def first_token(self) -> None:
         """The engine has begun to answer."""
@@ -86,7 +102,7 @@ class Routers:
     def epoch(self, replica: str) -> int:
         """When the replica's process began, in Unix milliseconds; 0 where that is not known."""
         for known in self._fleet.replicas:
-            if known.name == replica and known.reading is not None:
+            if known.reading is not None and replica in known.places:
                 return known.reading.started_ms or 0
         return 0
 
@@ -126,11 +142,14 @@ class Caches:
                 heard[replica.name] = reading
                 if last is reading:
                     continue
+                places = replica.places
                 if last is not None and _is_anew(last, reading):
-                    router.restarted(replica.name)
-                    self._on_restart(replica.name)
+                    for place in places:
+                        router.restarted(place)
+                        self._on_restart(place)
                 if reading.kv_tokens:
-                    router.capacity(replica.name, reading.kv_tokens)
+                    for place in places:  # an engine's page sums its ranks, which are alike
+                        router.capacity(place, reading.kv_tokens // len(places))
         self._last |= heard
 
 

@@ -5,7 +5,7 @@ from ._counters import NoCounters, Reading, read_counters
 from ._fleet import Fleet, ModelFleet
 from ._health import Health, Reason, State, last_resorts
 from ._liveness import Liveness
-from ._replica import ConnectFailed, Replica
+from ._replica import ConnectFailed, Rank, Replica
 from ._retries import RetryBudget
 from ._scraper import SILENT_MS, Scraper
 
@@ -19,6 +19,7 @@ __all__ = [
     "Liveness",
     "ModelFleet",
     "NoCounters",
+    "Rank",
     "Reading",
     "Reason",
     "Replica",

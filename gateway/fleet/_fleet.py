@@ -47,6 +47,8 @@ class ModelFleet:
     retries: RetryBudget = field(default_factory=RetryBudget)
     pools: dict[Replica, tuple[int, str]] = field(default_factory=dict)
     """Where the policy has pools, each replica's: its place in their order, and its name."""
+    has_ranks: bool = False
+    """Whether several engines are behind any replica's address."""
 
     @property
     def context_tokens(self) -> int | None:
@@ -131,6 +133,9 @@ class Fleet:
             model = updated[spec.name] = self.models.get(spec.name) or ModelFleet(spec, [])
             model.spec = spec
             model.replicas[:] = [wanted[one.url] for one in spec.replicas]
+            for one in spec.replicas:
+                wanted[one.url].serve_ranks(one.ranks)
+            model.has_ranks = any(one.ranks for one in spec.replicas)
             model.pools = {
                 wanted[one.url]: (place, pool.name) for place, pool in enumerate(spec.pools) for one in pool.replicas
             }

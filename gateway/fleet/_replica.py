@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
+from gateway.policy import rank_name
 from gateway.wire import Endpoint
 
 from ._connection import Connection, UpstreamLost, UpstreamMoved, UpstreamSilent
@@ -31,6 +34,15 @@ _COMPUTES = tuple(b"POST %b " % endpoint.path.encode() for endpoint in Endpoint 
 
 class ConnectFailed(Exception):
     """No connection could be made, so nothing was sent: the request may run elsewhere."""
+
+
+class Rank(Struct, frozen=True):
+    """One of several engines behind a replica's address. `header` is the request's line that leads to it."""
+
+    name: str
+    replica: Replica
+    number: int
+    header: bytes
 
 
 class Replica:
@@ -60,6 +72,9 @@ class Replica:
         self.host = parts.hostname
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.name = f"{self.host}:{self.port}"
+        self.ranks: tuple[Rank, ...] = ()
+        self.places: tuple[str, ...] = (self.name,)
+        """What the places are called that a request may be placed at here."""
         self.in_flight = 0
         self.requests_sent = 0
         self.healthy = False
@@ -78,6 +93,14 @@ class Replica:
         self._host_header = parts.netloc.encode()
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
+
+    def serve_ranks(self, numbers: Iterable[int]) -> None:
+        """These data-parallel ranks are behind its address; none: it is one engine."""
+        self.ranks = tuple(
+            Rank(rank_name(self.name, number), self, number, b"x-data-parallel-rank: %d\r\n" % number)
+            for number in numbers
+        )
+        self.places = tuple(rank.name for rank in self.ranks) or (self.name,)
 
     def head(self, path: str, request_id: bytes, length: int, extra: bytes = b"") -> bytes:
         """The request head. `extra` holds whole header lines, each ended with CRLF."""

@@ -28,6 +28,7 @@ from ._documents import (
     StrategyName,
     TagsSpec,
     TenantSpec,
+    rank_name,
 )
 from ._keys import check_public_id, hash_key, looks_like_key, parse_public_id
 from ._limits import BudgetPeriod, LimitsSpec, RuleMode, RulesSpec, ScopeLimitsSpec
@@ -102,4 +103,5 @@ __all__ = [
     "looks_like_key",
     "parse_public_id",
     "plain",
+    "rank_name",
 ]

@@ -26,6 +26,7 @@ SinkFormat = Literal["cloudevents", "lago"]
 Excess = Literal["refuse", "cap"]
 CacheIsolation = Literal["shared", "tenant"]
 ReplicaHeader = Literal["omit", "send"]
+ReplicaRole = Literal["both", "prefill", "decode"]
 StrategyName = Literal["prefix", "least_loaded", "round_robin", "session", "weighted"]
 
 _SESSIONS = frozenset({"session", "weighted"})
@@ -55,19 +56,40 @@ class GpuSpec:
 class ReplicaSpec:
     """One engine process. `url` is scheme://host:port without a trailing slash; `weight` its part of the requests where
     they are placed by weight; `gpu` what it runs on where that differs from its model's. `kv_events` and `kv_replay`
-    are where it tells what it caches, as ZMQ addresses; None: it does not."""
+    are where it tells what it caches, as ZMQ addresses; None: it does not. With `data_parallel_ranks` it serves for so
+    many engines, each with a cache of its own; their ranks begin with `data_parallel_start_rank`, since those of all
+    nodes are numbered together."""
 
     url: str
     weight: Decimal = Decimal(1)
     gpu: GpuSpec | None = None
     kv_events: str | None = None
     kv_replay: str | None = None
+    data_parallel_ranks: int | None = None
+    data_parallel_start_rank: int = 0
+    role: ReplicaRole = "both"
 
     @property
     def name(self) -> str:
         """What metrics, events and logs call it: host:port."""
         parts = urlsplit(self.url)
         return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+    @property
+    def ranks(self) -> range:
+        """Its engines' ranks; none where it is one engine."""
+        start = self.data_parallel_start_rank
+        return range(start, start + (self.data_parallel_ranks or 0))
+
+    @property
+    def places(self) -> list[str]:
+        """What the places are called that a request may go to there."""
+        return [rank_name(self.name, rank) for rank in self.ranks] or [self.name]
+
+
+def rank_name(replica: str, rank: int) -> str:
+    """What placements call one of the engines behind a replica's address."""
+    return f"{replica}@{rank}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import cast
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
 
-from ._documents import ContextSpec, GpuSpec, ModelSpec, RoutingSpec, TagsSpec
+from ._documents import ContextSpec, GpuSpec, ModelSpec, ReplicaSpec, RoutingSpec, TagsSpec
 from ._limits import RuleSpec
 from ._numbers import plain
 from ._prices import OffPeakSpec, PriceSpec, TenantPriceSpec
@@ -177,6 +177,25 @@ def check_model(value: object) -> list[tuple[str, str]]:
     if any(weight != 1 for weight in weights):
         return [("replicas", "have weights, which only routing.strategy: weighted looks at; add it, or leave them out")]
     return []
+
+
+def check_replica(value: object) -> list[tuple[str, str]]:
+    """What a replica is, is something the gateway can send requests to: the field to blame and what is wrong."""
+    replica = cast(ReplicaSpec, value)
+    problems = []
+    if replica.role != "both":
+        message = (
+            "prefill and decode apart are not routed here: two engines would answer one request, and its tokens be "
+            "counted twice. Name as the replica the proxy that joins them (vLLM's, llm-d's, Dynamo's)"
+        )
+        problems.append(("role", message))
+    if replica.kv_events is not None and replica.data_parallel_ranks is not None:
+        problems.append(("kv_events", "are those of one engine; leave them out where there are data_parallel_ranks"))
+    if replica.data_parallel_start_rank and replica.data_parallel_ranks is None:
+        problems.append(
+            ("data_parallel_start_rank", "says nothing without data_parallel_ranks; add how many there are")
+        )
+    return problems
 
 
 def check_rule(value: object) -> list[tuple[str, str]]:

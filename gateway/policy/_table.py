@@ -41,6 +41,7 @@ from ._rules import (
     check_name,
     check_off_peak,
     check_price,
+    check_replica,
     check_routing,
     check_rule,
     check_sha256,
@@ -246,7 +247,24 @@ REPLICA = Record(
             about="Where events that were missed are had again (its replay_endpoint), tcp://HOST:PORT.",
             aka=("replay_endpoint",),
         ),
+        "data_parallel_ranks": Field(
+            shape=Number(unit=units.PLAIN, maximum=Decimal(1024), absent="one engine"),
+            about="How many engines with caches of their own serve behind this address (vLLM's --data-parallel-size or "
+            "-local): each is a place of its own, by X-data-parallel-rank.",
+            aka=("data_parallel_size", "dp", "dp_size", "ranks"),
+        ),
+        "data_parallel_start_rank": Field(
+            shape=Number(unit=units.PLAIN, minimum=Decimal(0), maximum=Decimal(1024)),
+            about="The first of their ranks, which vLLM numbers over all nodes (default 0).",
+            aka=("dp_start_rank",),
+        ),
+        "role": Field(
+            shape=Choice(options=("both", "prefill", "decode")),
+            about="both: it reads prompts and writes answers. Prefill and decode apart are not routed here.",
+            aka=("kind", "worker_type"),
+        ),
     },
+    check=check_replica,
 )
 
 _POOL_REPLICAS = ListOf(item=REPLICA, minimum=1, example='[{url: "http://127.0.0.1:9001"}]')

@@ -62,6 +62,12 @@ class ShadowedRouter(Router):
         if (would := self._would.get(booking)) is not None:
             self._beside.first_token(would, now_ms)
 
+    def answered(self, booking: Booking, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> None:
+        super().answered(booking, input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
+        if (would := self._would.get(booking)) is not None:
+            found = input_tokens * would.cached_bytes // max(1, len(would.query.chain.text))
+            self._beside.answered(would, input_tokens=input_tokens, cached_tokens=found, output_tokens=output_tokens)
+
     def ended(self, booking: Booking) -> None:
         super().ended(booking)
         if (would := self._would.pop(booking, None)) is not None:

@@ -107,7 +107,9 @@ def router_of(spec: ModelSpec, loads: Loads, *, before: Router | None, said: Mod
     that knows what the last one did. `said` is what the policy said when that was made."""
     if before is not None and said is not None and (said.routing, said.replicas) == (spec.routing, spec.replicas):
         return before
-    weights = {replica.name: float(replica.weight) for replica in spec.replicas}
+    weights = {
+        place: float(replica.weight) / len(replica.places) for replica in spec.replicas for place in replica.places
+    }
     strategy = strategy_of(spec.routing.strategy, weights)
     if spec.routing.shadow is None:
         router = Router(loads, strategy)

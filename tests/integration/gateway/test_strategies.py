@@ -31,7 +31,7 @@ async def test_a_session_goes_to_its_replica_at_every_gateway(engine: Engine, se
             await place(served, engines, asked(f"turn {number}"), x_chat=f"{chat}")
             for number, served in enumerate(gateways)
         }
-        for chat in range(12)
+        for chat in range(20)
     ]
     assert all(len(places) == 1 for places in by_header), "whatever it asks"
     assert len(set().union(*by_header)) == 2, "sessions are spread"

@@ -256,6 +256,8 @@ FIELDS += [
 ]
 
 REPLICAS = [
+    ("{url: http://a:1, role: prefill}", "models.m.replicas[0].role: prefill and decode apart are not routed here: "),
+    ("{url: http://a:1, data_parallel_start_rank: 4}", "models.m.replicas[0].data_parallel_start_rank: says nothing w"),
     ("{url: http://a:1, weight: 5}", "models.m.replicas: have weights, which only routing.strategy: weighted looks at"),
     ("{url: http://a:1, weight: -1}", "models.m.replicas[0].weight: must be at least 0, not -1"),
     ("{}", "models.m.replicas[0]: url is missing. Address of the engine, http://HOST:PORT, without a path."),

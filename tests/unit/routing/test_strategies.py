@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
 
 from gateway.policy import ModelSpec, ReplicaSpec, RoutingSpec, StrategyName
 from gateway.routing import Loads, Query, Router, ShadowedRouter, prefix_chain, router_of, session_of, strategy_of
+
+
+@dataclass(frozen=True)
+class Place:
+    name: str
 
 
 def replicas(count: int) -> list[ReplicaSpec]:
@@ -174,3 +180,13 @@ def test_policies_that_change_something_else_leave_the_router_and_others_keep_wh
     changed = router_of(ModelSpec(name="m", replicas=targets), loads, before=before, said=said)
     assert changed is not before
     assert len(changed.index) == len(before.index) > 0
+
+
+def test_ranks_share_their_replicas_weight() -> None:
+    """Four engines behind one address of weight 1, beside one of weight 1: half of the requests for each address."""
+    addresses = (ReplicaSpec(url="http://a:1", data_parallel_ranks=4), ReplicaSpec(url="http://b:1"))
+    spec = ModelSpec(name="m", replicas=addresses, routing=RoutingSpec(strategy="weighted"))
+    gateway = router_of(spec, Loads(), before=None, said=None)
+    targets = [Place(name) for replica in addresses for name in replica.places]
+    places = Counter(gateway.choose(query(prompt(0)), targets, 0).replica for _ in range(80))
+    assert places == {"a:1@0": 10, "a:1@1": 10, "a:1@2": 10, "a:1@3": 10, "b:1": 40}
