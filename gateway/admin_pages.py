@@ -9,8 +9,9 @@ from redis.asyncio import Redis
 
 from gateway import refusals
 from gateway.admission import Left, unit_of, usd
+from gateway.draining import Draining, parse_drain_query
 from gateway.endpoints import Content
-from gateway.errors import Refused
+from gateway.errors import Refusal, Refused
 from gateway.lifecycle import Lifecycle
 from gateway.overview import LimitState, State, gather
 from gateway.policy import LimitsSpec, Policies, Scope
@@ -29,9 +30,10 @@ LIMITS_SHOWN_MAX = 100
 class AdminPages:
     """The pages, each a method that takes a scope and returns what to show."""
 
-    def __init__(self, lifecycle: Lifecycle, redis: Redis) -> None:
+    def __init__(self, lifecycle: Lifecycle, redis: Redis, draining: Draining) -> None:
         self._lifecycle = lifecycle
         self._redis = redis
+        self._draining = draining
         self._scopes: tuple[Policies | None, list[Scope]] = None, []
 
     async def state(self, scope: Message) -> Content:
@@ -50,6 +52,27 @@ class AdminPages:
             log.warning("limits cannot be read: %s", error)
             state.warnings.append("Redis does not answer: limits and running requests are not known")
         return Content(msgspec.json.encode(state), cache_control=b"private, no-cache")
+
+    async def drain(self, scope: Message) -> Content:
+        """`/admin/drain`: GET shows which replicas drain, and how far; POST lets `?replica=` drain, what runs there
+        after `cut_after_s` is cut; DELETE undoes that."""
+        self._admit(dict(scope["headers"]))
+        asked = parse_drain_query(scope["query_string"])
+        if isinstance(asked, Refusal):
+            raise Refused(asked)
+        try:
+            replica = self._lifecycle.fleet.find(asked.replica)
+            if replica is None and (asked.replica or scope["method"] in ("POST", "DELETE")):
+                raise Refused(refusals.unknown_replica(asked.replica))
+            if replica is not None and scope["method"] == "DELETE":
+                await self._draining.undo(replica.name)
+            elif replica is not None and scope["method"] == "POST":
+                await self._draining.start(replica, cut_after_s=asked.cut_after_s)
+            states = await self._draining.states(None if replica is None else replica.name)
+        except StoreUnavailable as error:
+            log.warning("what drains cannot be kept: %s", error)
+            raise Refused(refusals.STORE_AWAY) from error
+        return Content(msgspec.json.encode(states), cache_control=b"private, no-cache")
 
     def _admit(self, headers: dict[bytes, bytes]) -> None:
         key = key_of_header(headers.get(b"authorization", headers.get(b"x-api-key", b"")))

@@ -23,6 +23,7 @@ from gateway.clock import Clock, SystemClock
 from gateway.costing import PriceKeeper
 from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher
+from gateway.draining import Draining
 from gateway.endpoints import IN_FORCE, Page, Pages, Relayed, unknown
 from gateway.export import Sink
 from gateway.fleet import Fleet, Scraper
@@ -205,7 +206,8 @@ class Gateway:
             await stack.enter_async_context(lifecycle.cache_events)
             neighbours = await stack.enter_async_context(Neighbours(lifecycle.routers, redis, now_ms=_loop_ms))
             lifecycle.routers.on_placed = neighbours.placed
-            follow_health(fleet, metrics, forget=lifecycle.routers.forget)
+            draining = await stack.enter_async_context(Draining(fleet, redis, now_ms=clock.now_ms))
+            follow_health(fleet, metrics, forget=lifecycle.routers.forget, replaced=draining.replaced)
             metrics.before_flush(lambda: _refresh(metrics, ledger, lifecycle))
             prices = PriceKeeper(
                 redis,
@@ -217,7 +219,7 @@ class Gateway:
             await stack.enter_async_context(prices)
             metrics.before_flush(lambda: metrics.prices_stale.set(prices.stale))
             self._relayed.update({endpoint.path: Relayed(lifecycle, endpoint) for endpoint in Endpoint})
-            self._pages.routes[:] = _routes(lifecycle, redis)
+            self._pages.routes[:] = _routes(lifecycle, redis, draining)
             reading = asyncio.create_task(_read_caches(lifecycle, neighbours), name="caches")
             stack.callback(reading.cancel)
             flushing = asyncio.create_task(_flush(metrics), name="metrics")
@@ -243,10 +245,10 @@ class Gateway:
             log.info("stopping")
 
 
-def _routes(lifecycle: Lifecycle, redis: Redis) -> list[Route]:
+def _routes(lifecycle: Lifecycle, redis: Redis, draining: Draining) -> list[Route]:
     """Every path that does not go to an engine."""
     pages, usage = Pages(lifecycle), UsagePages(lifecycle, redis)
-    administration = AdminPages(lifecycle, redis)
+    admin = AdminPages(lifecycle, redis, draining)
     return [
         Route("/v1/models", Page(pages.models)),
         Route("/v1/models/{name:path}", Page(pages.model)),
@@ -260,7 +262,8 @@ def _routes(lifecycle: Lifecycle, redis: Redis) -> list[Route]:
         Route("/healthz", Page(pages.healthz)),
         Route("/readyz", Page(pages.readyz)),
         Route("/metrics", Page(pages.metrics)),
-        Route("/admin/state", Page(administration.state)),
+        Route("/admin/state", Page(admin.state)),
+        Route("/admin/drain", Page(admin.drain, also=("POST", "DELETE"))),
     ]
 
 

@@ -100,7 +100,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
         return None
 
     def _untried(self, tried: Set[Replica]) -> list[Replica]:
-        return [replica for replica in self.model.replicas if replica.healthy and replica not in tried]
+        return self.model.untried(tried)
 
     async def _next(self, tried: set[Replica]) -> Replica:
         """The replica to try, which counts as tried. Raises `Refused` where none has room in time, `Interrupted`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -47,14 +47,15 @@ class Content:
 
 
 class Page:
-    """A path the gateway answers itself: GET, and every failure in OpenAI's shape."""
+    """A path the gateway answers itself: GET, and further methods where it says so; every failure in OpenAI's shape."""
 
-    def __init__(self, show: Callable[[Message], Awaitable[Content]]) -> None:
+    def __init__(self, show: Callable[[Message], Awaitable[Content]], *, also: Sequence[str] = ()) -> None:
         self._show = show
+        self._also = also
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["method"] not in ("GET", "HEAD"):
-            await refuse_method("GET", scope)
+        if scope["method"] not in ("GET", "HEAD", *self._also):
+            await refuse_method(", ".join(("GET", *self._also)), scope)
             return
         try:
             content = await self._show(scope)

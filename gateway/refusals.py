@@ -106,6 +106,15 @@ def unknown_path(method: str, path: str) -> Refusal:
     )
 
 
+def unknown_replica(replica: str) -> Refusal:
+    """An administrator asks for a replica that no model has."""
+    return Refusal(
+        status=404,
+        code="unknown_replica",
+        message=f"No model has a replica {replica[:200]!r}. Give its URL, or host:port.",
+    )
+
+
 def wrong_method(method: str, path: str, allowed: str) -> Refusal:
     """A served path with another method."""
     return Refusal(

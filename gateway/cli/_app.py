@@ -10,7 +10,7 @@ import signal
 
 import typer
 
-from . import _audit, _correct, _doctor, _keys, _policy, _price, _serve, _top, _usage, _why
+from . import _audit, _correct, _doctor, _drain, _keys, _policy, _price, _serve, _top, _usage, _why
 from ._words import ENVIRONMENT
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ _correct.add_to(app)
 _audit.add_to(app)
 _top.add_to(app)
 _doctor.add_to(app)
+_drain.add_to(app)
 app.add_typer(_price.app, name="price")
 
 

@@ -2,9 +2,10 @@
 
 from ._connection import Connection, Interrupted, UpstreamLost, UpstreamMoved, UpstreamSilent
 from ._counters import NoCounters, Reading, read_counters
-from ._fleet import Fleet, ModelFleet
+from ._fleet import Fleet
 from ._health import Health, Reason, State, last_resorts
 from ._liveness import Liveness
+from ._model import ModelFleet
 from ._replica import ConnectFailed, Rank, Replica
 from ._retries import RetryBudget
 from ._scraper import SILENT_MS, Scraper

@@ -206,6 +206,12 @@ class Connection(asyncio.Protocol):
         self.abort()
         return True
 
+    def cut(self, reason: str) -> None:
+        """Ends an exchange, so that it goes on at another replica."""
+        if not self.complete:
+            self._fail(UpstreamMoved(reason))
+            self.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 import httpx
 import msgspec
@@ -13,9 +12,9 @@ import msgspec
 from gateway.policy import ModelSpec
 
 from ._health import Reason, State, last_resorts
+from ._model import ModelFleet
 from ._probe import Prober
 from ._replica import Replica
-from ._retries import RetryBudget
 from ._salts import SALTED_ALWAYS, salted_paths
 
 log = logging.getLogger(__name__)
@@ -36,44 +35,6 @@ class _Tokens(msgspec.Struct):
 class _TokenCount(msgspec.Struct):
     count: int | None = None
     input_tokens: int | None = None
-
-
-@dataclass(slots=True)
-class ModelFleet:
-    """A model and the replicas that serve it. `retries` is what this worker may try again of its requests."""
-
-    spec: ModelSpec
-    replicas: list[Replica]
-    retries: RetryBudget = field(default_factory=RetryBudget)
-    pools: dict[Replica, tuple[int, str]] = field(default_factory=dict)
-    """Where the policy has pools, each replica's: its place in their order, and its name."""
-    has_ranks: bool = False
-    """Whether several engines are behind any replica's address."""
-
-    @property
-    def context_tokens(self) -> int | None:
-        """The policy's context, else the smallest any replica has told; None until one has."""
-        told = self.spec.context_tokens
-        if told is None:
-            for replica in self.replicas:
-                if replica.context_tokens is not None and (told is None or replica.context_tokens < told):
-                    told = replica.context_tokens
-        return told
-
-    def healthy(self) -> list[Replica]:
-        return [replica for replica in self.replicas if replica.healthy]
-
-    def first_pool(self, replicas: Sequence[Replica]) -> Sequence[Replica]:
-        """Those of them that are in the first pool which has any."""
-        if not self.pools or not replicas:
-            return replicas
-        order = [self.pools[replica][0] for replica in replicas]
-        first = min(order)
-        return [replica for replica, place in zip(replicas, order, strict=True) if place == first]
-
-    def pool_of(self, replica: Replica) -> str:
-        """The name of a replica's pool; empty where there are none."""
-        return self.pools[replica][1] if replica in self.pools else ""
 
 
 class Fleet:
@@ -205,6 +166,16 @@ class Fleet:
                 log.warning("replica %s serves on: no other replica of a model of its does", replica.name)
             health.use_as_last_resort(now_s, on=health in needed)
         self._weighing = False
+        self._note_starts()
+
+    def _note_starts(self) -> None:
+        for model in self.models.values():
+            model.starts = any(replica.share < 1 for replica in model.replicas)
+
+    def find(self, replica: str) -> Replica | None:
+        """The replica with that URL, or host and port; also one that is leaving."""
+        named = replica.rstrip("/")
+        return next((one for one in (*self.replicas, *self._leaving) if named in (one.url, one.name)), None)
 
     def ready(self) -> bool:
         """Whether any replica answers."""
@@ -275,6 +246,7 @@ class Fleet:
                 if now_s >= prober.due_s and (prober.running is None or prober.running.done()):
                     prober.due_s = now_s + self._probe_interval_s
                     prober.running = loop.create_task(prober.probe(), name="probe")
+            self._note_starts()
             for replica in (*self.replicas, *self._leaving):
                 replica.sweep(now_s=now_s, silence_s=SILENCE_S)
             for replica in [replica for replica in self._leaving if not replica.in_flight]:

@@ -167,6 +167,14 @@ class Replica:
         else:
             connection.abort()
 
+    def cut(self, reason: str) -> int:
+        """Ends all that runs here, whether or not it can go on elsewhere; how many that were."""
+        running = list(self._busy)
+        for connection in running:
+            if not connection.move():
+                connection.cut(reason)
+        return len(running)
+
     def refused(self, detail: str) -> None:
         """No connection can be made: nobody listens there, or nobody answers."""
         self.health.out(self._loop.time(), "refused", detail)

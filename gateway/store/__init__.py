@@ -31,6 +31,7 @@ from ._errors import EmbeddedStoreFailed, StoreUnavailable
 from ._keys import (
     AUDIT_LEASE,
     BUCKET_SECONDS,
+    DRAINING,
     GPU_REPLICAS,
     HELD,
     PLACED,
@@ -59,6 +60,7 @@ __all__ = [
     "BUCKET_SECONDS",
     "CALL_MAX",
     "DIMENSIONS",
+    "DRAINING",
     "EXACT_MAX",
     "GPU_REPLICAS",
     "HELD",

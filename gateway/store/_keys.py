@@ -100,9 +100,10 @@ class ReplicaKeys:
     sent    hash    per gateway worker: requests it has sent there, and since when its oldest one runs
     engine  hash    what the counters added in one minute (see scripts/engine.lua)
     gpu     hash    when its GPUs were there, at which price (see scripts/gpu.lua)
+    left    hash    while it drains, per gateway worker: requests it has there yet, and when it said so
     """
 
-    __slots__ = ("_engine", "gpu", "last", "lease", "sent")
+    __slots__ = ("_engine", "gpu", "last", "lease", "left", "sent")
 
     def __init__(self, replica: str) -> None:
         assert replica, "a replica has a name"
@@ -112,6 +113,7 @@ class ReplicaKeys:
         self.last = prefix + "last"
         self.sent = prefix + "sent"
         self.gpu = prefix + "gpu"
+        self.left = prefix + "left"
         self._engine = prefix + "engine:"
 
     def engine(self, minute_s: int) -> str:
@@ -146,6 +148,8 @@ HELD: Final = "mtok:{routing}:held"
 """Stream: by (a worker), told: what it has in flight at the replicas (`gateway.routing.Held`)."""
 REPLICAS: Final = "mtok:replicas"
 """Set: every replica whose counters have been read."""
+DRAINING: Final = "mtok:draining"
+"""Hash: by replica, since when it drains and when what runs there is cut (`gateway.draining.Mark`)."""
 TENANTS: Final = "mtok:tenants"
 """Set: every tenant that policies have named."""
 PRICE_BOOK: Final = "mtok:prices"

@@ -58,7 +58,7 @@ _CODES: Final[dict[str, tuple[str, str]]] = {
     "overloaded": ("No replica would have had room within the class's max_wait_s.", "the same request later"),
     "no_healthy_replica": (
         "No replica of the model was healthy.",
-        "a healthy replica: mtok_replica_healthy says which are",
+        "a healthy replica: `mtok top` says which are, and why the others are not",
     ),
     "replicas_busy": ("Every replica said that it was full.", "the same request later, or more replicas"),
     "upstream_lost": ("The engine was lost before it had answered.", "the same request again"),

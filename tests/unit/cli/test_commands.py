@@ -26,6 +26,7 @@ COMMANDS = [
     ["correct"],
     ["why"],
     ["top"],
+    ["drain"],
     ["doctor"],
     *(["keys", name] for name in ("create", "list", "rotate", "revoke")),
     ["policy", "check"],
@@ -42,7 +43,7 @@ def mtok(*arguments: str, **environ: str) -> Result:
 def test_the_commands_are_these() -> None:
     """The names people put into scripts; `mtok` alone shows them."""
     listed = re.findall(r"^  ([a-z]+) ", mtok("--help").stdout.split("Commands:")[1].split("Environment")[0], re.M)
-    names = "audit correct demo doctor keys policy price serve simulate top usage why"
+    names = "audit correct demo doctor drain keys policy price serve simulate top usage why"
     assert sorted(listed) == names.split()
     assert "Commands:" in mtok().output
 
