@@ -64,7 +64,7 @@ from gateway.routing import Loads, Query, Router, chain_seed, prefix_chain, sess
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable, key_of_headers
-from gateway.wire import Endpoint, RequestView, ask_usage, end_with_field, parse, set_fields
+from gateway.wire import Endpoint, RequestView, ask_usage, end_with_field, parse, prompt_text, set_fields
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class Lifecycle:
                 call, tenant, terms, holding, view=view, body=body, model=model, limits=limits, size=size
             ) as reservation:
                 query = Query(
-                    chain=prefix_chain(view.prompt, chain_seed(salt.encode() or view.cache_salt)),
+                    chain=prefix_chain(prompt_text(view), chain_seed(salt.encode() or view.cache_salt)),
                     prompt_tokens=size.total if endpoint.computes else 0,
                     streams=view.stream,
                     session=_session(model.spec.routing, call.tenant, given, view),

@@ -5,6 +5,7 @@ from ._continuation import Continuation
 from ._ending import length_end, with_cost
 from ._engine_errors import engine_refusal
 from ._first_event import FIRST_EVENT_MAX_BYTES, first_event_is_whole, in_band_error
+from ._prompt_text import prompt_text
 from ._readers import read_answer
 from ._requests import Endpoint, RequestView, parse
 from ._splice import add_fields, ask_usage, end_with_field, set_fields
@@ -30,6 +31,7 @@ __all__ = [
     "in_band_error",
     "length_end",
     "parse",
+    "prompt_text",
     "read_answer",
     "scanner_for",
     "set_fields",

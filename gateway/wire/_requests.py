@@ -67,7 +67,9 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     `stops`: the client sent stop strings, whose beginnings an engine holds back. `wants_token_ids` is what it said of
     vLLM's `return_token_ids`; None: nothing.
     `user` and `metadata` are raw JSON, unchecked and empty when not sent: nothing but the split of usage needs them.
-    So is `cache_salt`, empty for null too. `moves_cache` is whether it tells the engine to send or fetch cached blocks.
+    So is `cache_salt`, empty for null too. The first `tools_bytes` of `prompt` are the tools, the next `system_bytes`
+    what stands beside the messages as their system prompt. `moves_cache` is whether it tells the engine to send or
+    fetch cached blocks.
     """
 
     endpoint: Endpoint
@@ -92,6 +94,8 @@ class RequestView(Struct, frozen=True, kw_only=True, gc=False):
     user: bytes = b""
     metadata: bytes = b""
     cache_salt: bytes = b""
+    tools_bytes: int = 0
+    system_bytes: int = 0
     moves_cache: bool = False
 
     @property
@@ -239,6 +243,7 @@ def _parse_chat(body: bytes) -> RequestView:
         endpoint=Endpoint.CHAT,
         model=view.model,
         prompt=prompt,
+        tools_bytes=len(prompt) - len(messages),
         attachments=beside.attachments + 1 if _is_given(view.documents) else beside.attachments,
         attachment_bytes=beside.attachment_bytes,
         open_ended=open_ended,
@@ -315,6 +320,8 @@ def _parse_responses(body: bytes) -> RequestView:
         metadata=bytes(view.metadata) if view.metadata else b"",
         cache_salt=_given(view.cache_salt),
         moves_cache=_is_given(view.kv_transfer_params),
+        tools_bytes=_length(view.tools),
+        system_bytes=_length(view.instructions),
     )
 
 
@@ -348,6 +355,8 @@ def _messages_view(endpoint: Endpoint, view: _Messages) -> RequestView:
         metadata=bytes(view.metadata) if view.metadata else b"",
         cache_salt=_given(view.cache_salt),
         moves_cache=_is_given(view.kv_transfer_params),
+        tools_bytes=_length(view.tools),
+        system_bytes=_length(view.system),
     )
 
 
@@ -410,6 +419,10 @@ def _template_room(tools: Raw | UnsetType, schema: Raw, template_kwargs: Raw) ->
             return None
         added += len(bytes(template_kwargs))
     return added
+
+
+def _length(raw: Raw | UnsetType) -> int:
+    return 0 if raw is UNSET else len(bytes(raw))
 
 
 def _is_given(raw: Raw) -> bool:
