@@ -20,6 +20,10 @@ AHEAD_PART = 0.25
 ATTENTION_TOKENS = 45_000
 """From this context on attention takes as long as all else: 20.7 ms and 0.92 ms per 1,000 tokens (of 1,000) of prefill
 measured on an H200 with a model of 8 billion parameters."""
+HEARD_LATE_MS = 100.0
+"""How old what other gateways have there is while it counts, on average: it takes some 50 ms to be heard and counts for
+100. So much of what waited has been read by then. Without this eight gateways take each other's prompts for a queue
+long after they were read: simulated chats lose 3 % of their cached share, and p99 TTFT is 82 ms instead of 58."""
 RUNNING_MS = 2.0
 """What one running answer counts for: its tokens are made in the same steps as the prompt is read."""
 
@@ -60,9 +64,9 @@ class Load:
         self.waiting += waiting
         self.running += running
         beside = self._beside
-        self.wait_ms = (self.waiting + beside.waiting_tokens) * self.ms_per_token + (
-            self.running + beside.running
-        ) * RUNNING_MS
+        self.wait_ms = self.waiting * self.ms_per_token + (self.running + beside.running) * RUNNING_MS
+        if beside.waiting_tokens:
+            self.wait_ms += max(0.0, beside.waiting_tokens * self.ms_per_token - HEARD_LATE_MS)
 
     def learn(self, tokens: int, took_ms: int) -> None:
         """So much work, with little ahead of it, took so long to its first token."""

@@ -267,6 +267,7 @@ class Router:
         """Another gateway has sent a prompt with these blocks there."""
         self._looked = None
         self.index.note(blocks, replica)
+        self._heat.count(blocks)
 
     def beside(self, replica: str, waiting_tokens: int, running: int) -> None:
         """What other gateways have there now."""
@@ -358,7 +359,8 @@ class Router:
             known.used += 1
             return known.sites
         share = self._heat.share(block)
-        copies = ceil(min(COPIES_SPARE * share * len(sites), share * self._running + 1))
+        running = self._running + sum([site.load.beside.running for site in sites])
+        copies = ceil(min(COPIES_SPARE * share * len(sites), share * running + 1))
         weights = _weights(block, sites)
         least = sorted(weights, reverse=True)[:copies][-1]
         chosen = frozenset([site for site, weight in zip(sites, weights, strict=True) if weight >= least])

@@ -206,3 +206,34 @@ def test_models_that_share_replicas_share_their_loads() -> None:
     one, two = Router(loads), Router(loads)
     booked = one.choose(query(prompt(1)), targets, 0)
     assert two.choose(query(prompt(1)), targets, 0).replica != booked.replica
+
+
+def test_what_others_had_waiting_has_been_read_for_as_long_as_it_took_to_hear_of_it() -> None:
+    """At 20,000 tokens a second 2,000 take a tenth of a second, which is how old what is heard is."""
+    router, target = Router(), replicas(1)
+    for waiting, expected_ms in ((2000, 0), (2001, 0), (6000, 200)):
+        router.beside(target[0].name, waiting, 0)
+        [expected] = router.expect(query(b"Hi"), target, 0)
+        assert expected.ttft_ms == expected_ms
+    router.beside(target[0].name, 0, 0)
+    assert is_idle(router, target)
+
+
+def test_a_prefix_that_is_hot_at_other_gateways_is_copied_here_too() -> None:
+    """Forty of the others' running requests begin alike, and have all gone to one replica. That has a short queue of
+    another's: who begins so goes beside it, since the prefix will be needed there."""
+    targets = replicas(4)
+    hot, rest = prompt(0, 8192), [b"and question %d" % number for number in range(200)]
+
+    def placed(running: int) -> str:
+        router = Router()
+        home = max(targets, key=lambda target: router.weight(prefix_chain(hot).blocks[0], target.name)).name
+        for text in rest:
+            router.note_elsewhere(prefix_chain(hot + text * 20).blocks, home)
+        for target in targets:
+            router.beside(target.name, 0, running)
+        router.beside(home, 2600, running)
+        chosen = router.choose(query(hot + b"and one more " * 20), targets, 0).replica
+        return "home" if chosen == home else "beside it"
+
+    assert [placed(0), placed(10)] == ["home", "beside it"]
