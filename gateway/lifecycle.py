@@ -323,8 +323,9 @@ class Lifecycle:
         if view.moves_cache:
             raise Refused(refusals.KV_TRANSFER)
         path = view.endpoint.path
-        if not await self.fleet.salts(model, path):
-            raise Refused(refusals.not_isolated(path))
+        salts = await self.fleet.salts(model, path)
+        if not salts:
+            raise Refused(refusals.ISOLATION_UNKNOWN if salts is None else refusals.not_isolated(path))
         return await self._salts.of(terms.tenant.name, view.cache_salt)
 
     async def _measure(

@@ -80,6 +80,15 @@ def not_isolated(path: str) -> Refusal:
     )
 
 
+ISOLATION_UNKNOWN = Refusal(
+    status=503,
+    code="isolation_unknown",
+    message=(
+        "This model keeps tenants' caches apart, and its engine has not yet said whether it can do that here. "
+        "Try again shortly."
+    ),
+    retry_after_ms=2000,
+)
 KV_TRANSFER = Refusal(
     status=400,
     code="invalid_request",

@@ -24,6 +24,8 @@ PROBE_INTERVAL_S = 2.0
 PROBE_TIMEOUT_S = 2.0
 LOOK_INTERVAL_S = 0.5
 TOKENIZE_TIMEOUT_S = 5.0
+DESCRIPTION_TIMEOUT_S = 15.0
+"""vLLM 0.32 makes its `/openapi.json` when it is first asked: more than 5 s on a busy CPU."""
 SILENCE_S = 600.0
 """A replica that sends nothing for so long counts as lost: the SDKs give up after the same 600 s."""
 
@@ -181,21 +183,23 @@ class Fleet:
         """Whether any replica answers."""
         return any(replica.healthy for replica in self.replicas)
 
-    async def salts(self, model: ModelFleet, path: str) -> bool:
+    async def salts(self, model: ModelFleet, path: str) -> bool | None:
         """Whether every healthy replica keeps prompts apart by their `cache_salt` at this path; asks those that have
-        not been asked. One that cannot be asked may not do it."""
+        not been asked. None: one did not answer."""
         if path in SALTED_ALWAYS:
             return True
         for replica in model.healthy():
             if replica.salted_paths is None:
                 replica.salted_paths = await self._salted_paths_of(replica)
-            if replica.salted_paths is None or path not in replica.salted_paths:
+            if replica.salted_paths is None:
+                return None
+            if path not in replica.salted_paths:
                 return False
         return True
 
     async def _salted_paths_of(self, replica: Replica) -> frozenset[str] | None:
         try:
-            answer = await self._http.get(replica.url + "/openapi.json", timeout=TOKENIZE_TIMEOUT_S)
+            answer = await self._http.get(replica.url + "/openapi.json", timeout=DESCRIPTION_TIMEOUT_S)
             return salted_paths(answer.content) if answer.status_code == httpx.codes.OK else frozenset()
         except (httpx.HTTPError, msgspec.DecodeError) as error:
             log.warning("replica %s does not describe its requests: %s", replica.name, error)

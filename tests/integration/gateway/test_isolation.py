@@ -125,6 +125,17 @@ async def test_where_an_engine_knows_no_salt_nothing_runs(engine: Engine, start:
     assert engine.received == []
 
 
+async def test_while_an_engine_has_not_said_whether_it_knows_the_salt_nothing_runs(
+    engine: Engine, start: Start
+) -> None:
+    engine.script, engine.openapi = as_json({}), "no description"
+    served = await start(engine, **ISOLATED)
+    answer = await served.post(MESSAGES, "/v1/messages")
+    assert (answer.status, answer.json["error"]["code"]) == (503, "isolation_unknown")
+    engine.openapi = describing("Salted")
+    assert len(await salt(served, engine, body=MESSAGES, path="/v1/messages")) == 43, "it is asked again"
+
+
 async def test_where_an_engine_says_it_knows_the_salt_it_gets_it(engine: Engine, start: Start) -> None:
     engine.script, engine.openapi = as_json({}), describing("Salted")
     served = await start(engine, **ISOLATED)
