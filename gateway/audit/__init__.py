@@ -2,7 +2,7 @@
 against its events.
 """
 
-from ._events import tenants
+from ._events import events, tenants
 from ._prices import PriceBook, read_prices, write_prices
 from ._recompute import Difference, Recomputed, recompute
 from ._reconcile import DIRECTIONS, Gap, Interval, Reconciliation, Row, Tokens, Verdict, Work
@@ -24,6 +24,7 @@ __all__ = [
     "Watch",
     "Work",
     "audit",
+    "events",
     "read_prices",
     "recompute",
     "tenants",

@@ -158,6 +158,7 @@ class ModelSpec:
     cache_isolation: CacheIsolation = "shared"
     routing: RoutingSpec = field(default_factory=RoutingSpec)
     gpu: GpuSpec | None = None
+    hosted_as: str | None = None
     price: PriceSpec | None = None
     limits: ScopeLimitsSpec | None = None
 

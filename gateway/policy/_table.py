@@ -355,11 +355,6 @@ PRICE = Record(
             about="The time a live price is measured over (default hour).",
             aka=("smoothing", "window"),
         ),
-        "ratios": Field(
-            shape=Choice(options=("set", "measured")),
-            about="Take input_ratio as it is set (default), or measured: from the engines' own time for prefill and "
-            "decode, where they tell it.",
-        ),
     },
 )
 
@@ -511,6 +506,11 @@ MODEL = Record(
         "cache_isolation": _CACHE_ISOLATION,
         "routing": Field(shape=ROUTING, about="Where requests go.", aka=("load_balancing", "router", "lb_policy")),
         "gpu": Field(shape=GPU, about="What each replica runs on.", aka=("hardware",)),
+        "hosted_as": Field(
+            shape=_MODEL,
+            about="Its name in hosted.yaml, whose prices `mtok economics` holds beside its own (default: the same).",
+            aka=("compare_to", "hosted"),
+        ),
         "limits": Field(shape=_limits_of("a model"), about="What all tenants may use of it together.", aka=("limit",)),
         "price": Field(shape=PRICE, about="What tenants pay for this model.", aka=("pricing", "cost")),
     },

@@ -32,6 +32,7 @@ COMMANDS = [
     ["policy", "check"],
     ["policy", "explain"],
     ["policy", "diff"],
+    *([name] for name in ("bill", "economics", "plan", "what-if")),
     *(["price", name] for name in ("quote", "show", "history", "why")),
 ]
 
@@ -42,8 +43,8 @@ def mtok(*arguments: str, **environ: str) -> Result:
 
 def test_the_commands_are_these() -> None:
     """The names people put into scripts; `mtok` alone shows them."""
-    listed = re.findall(r"^  ([a-z]+) ", mtok("--help").stdout.split("Commands:")[1].split("Environment")[0], re.M)
-    names = "audit correct demo doctor drain keys policy price serve simulate top usage why"
+    listed = re.findall(r"^  ([a-z-]+) ", mtok("--help").stdout.split("Commands:")[1].split("Environment")[0], re.M)
+    names = "audit bill correct demo doctor drain economics keys plan policy price serve simulate top usage what-if why"
     assert sorted(listed) == names.split()
     assert "Commands:" in mtok().output
 
