@@ -38,7 +38,7 @@ def bill(  # noqa: PLR0917 - options have names on the command line
     time_zone: Annotated[
         str | None, typer.Option(help="IANA name of the zone its days are in (the tenant's with --policies, or UTC).")
     ] = None,
-    shape: Annotated[str, typer.Option("--format", help="text, html (prints on A4), csv or json.")] = "text",
+    shape: Annotated[str, typer.Option("--format", help="How: text, html (prints on A4), csv or json.")] = "text",
     policies: Annotated[
         Path | None,
         typer.Option(help="Adds what these policies say: commitments, the share of idle capacity.", metavar="DIR"),
