@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 
 from msgspec import Struct
 
@@ -13,10 +13,11 @@ from gateway.clock import Clock
 from gateway.dispatch import Slot
 from gateway.errors import Refused
 from gateway.fleet import ConnectFailed, Interrupted, ModelFleet, Replica, UpstreamLost, UpstreamSilent
+from gateway.hedging import Outrun, Race, hedge_after_ms
 from gateway.meter import Meter
 from gateway.metering import FailedAttempt
 from gateway.placement import Placement
-from gateway.relay import Answer, ClientWatch, open_answer
+from gateway.relay import Answer, ClientWatch, Guard, open_answer
 from gateway.telemetry import Telemetry
 from gateway.wire import Continuation, Endpoint, RequestView
 
@@ -54,7 +55,10 @@ class Attempts(Struct, frozen=True, kw_only=True):
                 break
             replica = await self._next(tried)
             try:
-                answer = await self._open_at(replica, self.view.endpoint, self.body)
+                if self.view.stream and self.model.spec.hedges:
+                    answer = await self._open_sooner(replica, tried)
+                else:
+                    answer = await self._open_at(replica, self.view.endpoint, self.body)
             except ConnectFailed as error:
                 self._note_failed(replica, "connect", error)
             except UpstreamLost as error:
@@ -104,7 +108,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
 
     async def _next(self, tried: set[Replica]) -> Replica:
         """The replica to try, which counts as tried. Raises `Refused` where none has room in time, `Interrupted`."""
-        if self.watch.gone and not self.watch.finishes:  # before its request was sent, or while one was connected to
+        if self.watch.gone:  # before its request was sent, or while a connection to another was made
             raise Interrupted
         if self.slot is None:
             replica = self.placement.choose(self.model.first_pool(self._untried(tried)))
@@ -118,13 +122,23 @@ class Attempts(Struct, frozen=True, kw_only=True):
         """`goes_on`: the meter has the prompt from the replica that read it first. Raises `ConnectFailed`,
         `UpstreamLost`, `Interrupted`."""
         if not goes_on:
-            cached_bytes, text_bytes = self.placement.cached_share
-            self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
-        rank = self.placement.rank
+            self._meter_at(replica)
+        answer = await self._send(replica, self.placement, endpoint, body, self.watch)
+        self._begun(answer)
+        return answer
+
+    def _meter_at(self, replica: Replica) -> None:
+        cached_bytes, text_bytes = self.placement.cached_share
+        self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
+
+    async def _send(
+        self, replica: Replica, placement: Placement, endpoint: Endpoint, body: bytes, watch: Guard
+    ) -> Answer:
+        rank = placement.rank
         passed_on = self.passed_on if rank is None else self.passed_on + rank.header
         head = replica.head(endpoint.path, self.call.id.encode(), len(body), passed_on)
         try:
-            answer = await open_answer(replica, head, body, self.watch)
+            answer = await open_answer(replica, head, body, watch)
             if answer.is_stream:
                 try:
                     await answer.look()
@@ -135,11 +149,60 @@ class Attempts(Struct, frozen=True, kw_only=True):
             if self.watch.gone:
                 raise Interrupted from error
             raise
+        return answer
+
+    def _begun(self, answer: Answer) -> None:
         if answer.status not in (429, 503) and answer.is_stream:
             self.placement.first_token()
             if self.slot is not None:
                 self.slot.first_token()
+
+    async def _open_sooner(self, replica: Replica, tried: set[Replica]) -> Answer:
+        """As `_open_at`, for a stream, whose first byte is its first token: if that is late, asks a second replica."""
+        self._meter_at(replica)
+        began_ms = self.clock.now_ms()
+        second = self.placement.another()
+
+        def send(target: Replica, watch: Guard) -> Awaitable[Answer]:
+            placement = self.placement if target is replica else second
+            return self._send(target, placement, self.view.endpoint, self.body, watch)
+
+        race = Race(self.watch, second, send)
+
+        def others() -> Sequence[Replica]:
+            free = self.model.first_pool(self._untried(tried))
+            return free if free and self.model.retries.spend(self.clock.now_ms() / 1000) else ()
+
+        try:
+            answer = await race.run(replica, hedge_after_ms(self.model), others)
+        finally:
+            if race.outrun is not None:
+                tried.add(race.outrun.replica)
+                self._note_outrun(race.outrun)
+            if race.winner is not None and race.winner is not replica:
+                tried.add(race.winner)
+                self._move_to(race.winner, race.placement)
+        self.model.first_bytes.came(self.clock.now_ms() - began_ms)
+        self._begun(answer)
         return answer
+
+    def _note_outrun(self, outrun: Outrun) -> None:
+        """What it burnt is the platform's loss."""
+        input_tokens = output_tokens = 0
+        if outrun.code in ("hedged", "lost"):
+            input_tokens, output_tokens = self.meter.attempt_most()
+        failed = FailedAttempt(
+            replica=outrun.replica.name, code=outrun.code, input_tokens=input_tokens, output_tokens=output_tokens
+        )
+        self.note_failed(failed, outrun.code)
+
+    def _move_to(self, replica: Replica, placement: Placement) -> None:
+        """The second one was sooner."""
+        self.placement.take(placement)
+        if self.slot is not None:
+            self.slot.moved_to(replica)
+        self.call.replica, self.call.pool = replica.name, self.model.pool_of(replica)
+        self._meter_at(replica)
 
     def _may_try_again(self) -> bool:
         """Nothing has reached the client, so that another replica may answer: as long as the client waits for it, and

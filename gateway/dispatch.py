@@ -161,6 +161,10 @@ class Slot:
         self._requeued = full
         self._line.left(self, full=full)
 
+    def moved_to(self, replica: Replica) -> None:
+        """It runs there now, which had not been asked for room."""
+        self._line.move(self, replica)
+
     def lost(self, now_ms: int) -> None:
         """The replica was lost in mid-answer; another is placed next, and may be waited for as long as the first."""
         if self.replica is not None:
@@ -356,6 +360,13 @@ class Line:
         else:
             self.queue.ended(slot.work, input_tokens=0, cached_tokens=0, output_tokens=0, now_ms=now_ms)
         self._pump_soon()
+
+    def move(self, slot: Slot, replica: Replica) -> None:
+        """From the replica it was sent to first to one that answers sooner."""
+        now_ms = self.now_ms()
+        self.knee(slot.leave()).ended(slot.work.id, now_ms)
+        slot.replica = replica
+        self.knee(replica).dispatched(slot.work, now_ms)
 
     def end(self, slot: Slot, usage: Usage | None) -> None:
         now_ms, work = self.now_ms(), slot.work

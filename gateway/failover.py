@@ -14,7 +14,7 @@ from gateway.wire import ContinuableScanner, Continuation, RequestView
 
 Keeps = Literal["nothing", "text", "token_ids"]
 
-CONTINUED_MAX = 4
+MOVES_MAX = 4
 """A stream that has outlived so many replicas is more likely what kills them."""
 IDS_PROMPT_MAX_TOKENS = 32_768
 """The engine tells a prompt's ids in the stream's first event, 6 bytes each: after a longer one, what has been said
@@ -36,11 +36,12 @@ def kept_of(view: RequestView, model: ModelFleet, size: PromptSize) -> Keeps:
 class Failover:
     """Of one stream. `answer` is its present replica's: close it."""
 
-    __slots__ = ("_attempts", "_scanner", "answer")
+    __slots__ = ("_attempts", "_moves", "_scanner", "answer")
 
     def __init__(self, attempts: Attempts, scanner: ContinuableScanner, answer: Answer) -> None:
         self._attempts = attempts
         self._scanner = scanner
+        self._moves = 0
         self.answer = answer
 
     async def run(self, pump: Callable[[Answer], Awaitable[bytes]]) -> bytes:
@@ -80,7 +81,7 @@ class Failover:
         return any(replica is not here for replica in self._attempts.model.healthy()) and self._chosen() is not None
 
     def _chosen(self) -> Continuation | None:
-        if self._attempts.call.continued >= CONTINUED_MAX:
+        if self._moves >= MOVES_MAX:
             return None
         return self._scanner.continuation(self._attempts.body)
 
@@ -96,6 +97,7 @@ class Failover:
             outcomes.labels(attempts.call.model, "error").inc()
             return False
         self.answer = answer
+        self._moves += 1
         outcomes.labels(attempts.call.model, chosen.by).inc()
         attempts.note_failed(self._left_behind(lost.replica.name, code, chosen), error or code)
         return True

@@ -49,6 +49,16 @@ class Placement:
         self.rank = chosen
         return chosen.replica
 
+    def another(self) -> Placement:
+        """For a second attempt beside this one."""
+        return Placement(self.router, self.query, self._now_ms, has_ranks=self._has_ranks)
+
+    def take(self, other: Placement) -> None:
+        """From now on it is where the other one was."""
+        self.ended()
+        self.booking, other.booking = other.booking, None
+        self.rank = other.rank
+
     def first_token(self) -> None:
         """The engine has begun to answer."""
         if self.booking is not None:

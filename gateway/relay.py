@@ -88,6 +88,12 @@ class Interruptible(Protocol):
     def interrupt(self) -> None: ...
 
 
+class Guard(Protocol):
+    """What sees to it that a client that leaves takes its connection along."""
+
+    def guard(self, connection: Interruptible) -> None: ...
+
+
 class ClientWatch:
     """Knows when the client has gone, and closes the engine's connection at that moment, unless its answer is to be
     finished all the same.
@@ -186,6 +192,10 @@ class Answer:
         """More of the body, as it comes, until its end or until `sink` is full and says so by False."""
         await self._connection.push(sink)
 
+    def guarded_by(self, watch: Guard) -> None:
+        """From now on a client that leaves takes this along."""
+        watch.guard(self._connection)
+
     def let_move(self, movable: Callable[[], bool]) -> None:
         """From now on `Replica.move_streams` may end it, if `movable` says that another replica can finish it."""
         self._connection.movable = movable
@@ -199,7 +209,7 @@ class Answer:
         self.replica.release(self._connection)
 
 
-async def open_answer(replica: Replica, head: bytes, body: bytes, watch: ClientWatch) -> Answer:
+async def open_answer(replica: Replica, head: bytes, body: bytes, watch: Guard) -> Answer:
     """Sends a request and waits for the first bytes of its answer.
 
     Raises `ConnectFailed` (nothing was sent), `UpstreamLost` (the replica died before it answered), `Interrupted`.

@@ -120,7 +120,10 @@ def _lines(told: Why) -> Iterator[tuple[str, str]]:
         yield "admitted", f"after {seconds(told.admitted_after_ms)}: every limit had room"
         yield "queued", f"for {seconds(told.queued_ms)}" if told.queued_ms else "not at all"
     for attempt in event.failed_attempts:
-        yield "failed at", f"{attempt.replica}: {attempt.code}"
+        had = attempt.delivered_output_tokens
+        yield "failed at", f"{attempt.replica}: {attempt.code}{f', after {had} tokens' if had else ''}"
+    if event.continued:
+        yield "went on", f"at {event.replica}, which read {event.replayed_input_tokens} tokens again"
     if told.first_token_after_ms is not None:
         yield "answered", f"after {seconds(told.first_token_after_ms)}"
     yield "ended", f"after {seconds(told.ended_after_ms)}"

@@ -2,6 +2,7 @@
 
 from ._connection import Connection, Interrupted, UpstreamLost, UpstreamMoved, UpstreamSilent
 from ._counters import NoCounters, Reading, read_counters
+from ._first_bytes import FirstBytes
 from ._fleet import Fleet
 from ._health import Health, Reason, State, last_resorts
 from ._liveness import Liveness
@@ -14,6 +15,7 @@ __all__ = [
     "SILENT_MS",
     "ConnectFailed",
     "Connection",
+    "FirstBytes",
     "Fleet",
     "Health",
     "Interrupted",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gateway.policy import ModelSpec
 
+from ._first_bytes import FirstBytes
 from ._replica import Replica
 from ._retries import RetryBudget
 
@@ -19,6 +20,7 @@ class ModelFleet:
     spec: ModelSpec
     replicas: list[Replica]
     retries: RetryBudget = field(default_factory=RetryBudget)
+    first_bytes: FirstBytes = field(default_factory=FirstBytes)
     pools: dict[Replica, tuple[int, str]] = field(default_factory=dict)
     """Where the policy has pools, each replica's: its place in their order, and its name."""
     starts: bool = False

@@ -22,6 +22,7 @@ EnginePriority = Literal["pass", "ignore"]
 Order = Literal["arrival", "shortest"]
 Disconnect = Literal["abort", "finish"]
 ReplicaLoss = Literal["continue", "error"]
+HedgeAfter = Literal["p95"]
 SinkFormat = Literal["cloudevents", "lago"]
 Excess = Literal["refuse", "cap"]
 CacheIsolation = Literal["shared", "tenant"]
@@ -137,6 +138,8 @@ class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
     an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `on_replica_loss` is what
     happens to a stream whose replica dies: another goes on with it where that can be right, or it ends with an error.
+    `hedge_after` and `hedge_after_ms`: when a stream that has no first byte yet is tried on a second replica as well,
+    at the later of the two; neither: never.
     `tokenizer` is the path of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its
     engines schedule by priority, and are told that of the request's class. `locality_tokens`: what a tenant may be
     given out of its turn, where its prompt begins as the last one did. `cache_isolation`: whether tenants find
@@ -153,6 +156,8 @@ class ModelSpec:
     tokenizer: str | None = None
     on_disconnect: Disconnect = "abort"
     on_replica_loss: ReplicaLoss = "continue"
+    hedge_after: HedgeAfter | None = None
+    hedge_after_ms: int | None = None
     engine_priority: EnginePriority = "ignore"
     locality_tokens: int = 2000
     cache_isolation: CacheIsolation = "shared"
@@ -165,6 +170,11 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.pools:
             object.__setattr__(self, "replicas", tuple(one for pool in self.pools for one in pool.replicas))
+
+    @property
+    def hedges(self) -> bool:
+        """Whether late streams are tried twice."""
+        return self.hedge_after is not None or self.hedge_after_ms is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -491,6 +491,17 @@ MODEL = Record(
             "default), where that can be right, or the stream ends with an error event (error).",
             aka=("failover", "on_upstream_lost"),
         ),
+        "hedge_after": Field(
+            shape=Choice(options=("p95",)),
+            about="A stream whose first token is later than 95 % of the recent ones is tried on a second replica as "
+            "well; the slower one is ended, at the platform's cost. Left out: never.",
+            aka=("hedge", "hedging"),
+        ),
+        "hedge_after_ms": Field(
+            shape=Number(unit=units.MILLISECONDS, maximum=Decimal(600_000), absent="no second attempt"),
+            about="As hedge_after, after a fixed time; with both, after the later of the two.",
+            aka=("hedge_ms", "hedge_delay_ms"),
+        ),
         "locality_tokens": Field(
             shape=Number(unit=units.TOKENS, minimum=Decimal(0), maximum=Decimal(1_000_000)),
             about="How far the fair order may be bent so that requests of one warm prefix go together, in uncached "

@@ -14,9 +14,16 @@ import pytest
 from gateway import failover
 from gateway.fleet import Health
 from tests.integration.gateway.conftest import Start
-from tests.integration.gateway.engine import Engine
+from tests.integration.gateway.engine import (
+    Conversation,
+    Engine,
+    Received,
+    as_stream_cut_after,
+    recording,
+    running,
+)
 from tests.integration.gateway.serving import CHAT, Served, eventually
-from tests.integration.gateway.test_exact import PACED, simulated
+from tests.integration.gateway.test_exact import PACED, counted, simulated
 from tests.integration.gateway.test_relay import DONE
 
 TOKENS = 9
@@ -130,3 +137,167 @@ async def test_a_replica_that_dies_anywhere(
         assert event["replayed_input_tokens"] == bill["usage"]["input_tokens"] + had
     continued = [event for event in await fleet.served.events() if event.get("continued")]
     assert len(continued) >= TOKENS - 2
+
+
+async def test_replicas_that_die_one_after_the_other(fleet: Fleet) -> None:
+    """Each is killed after three events: the answer is whole, each token billed once, what was read again is told."""
+    whole = await fleet.stream(STREAMED | USAGE, x_request_id="whole")
+    for engine in fleet.engines:
+        await fleet.fault(engine, kind="die", after_chunks=3)
+    assert shape(await fleet.stream(STREAMED | USAGE, x_request_id="cut")) == shape(whole)
+    event, prompt = await fleet.event("cut"), whole[-1]["usage"]["prompt_tokens"]
+    assert (event["status"], event["continued"], event["usage"]["output_tokens"]) == ("ok", 3, TOKENS)
+    delivered = [attempt["delivered_output_tokens"] for attempt in event["failed_attempts"]]
+    assert delivered == [2, 3, 3]
+    assert [attempt.get("delivered_input_tokens", 0) for attempt in event["failed_attempts"]] == [prompt, 0, 0]
+    assert [attempt.get("input_tokens", 0) for attempt in event["failed_attempts"]] == [0, prompt + 2, prompt + 5]
+    assert event["replayed_input_tokens"] == prompt + 8
+
+
+@pytest.mark.parametrize("after_chunks", [1, 2])
+async def test_a_stream_that_kills_whoever_runs_it_ends(fleet: Fleet, after_chunks: int) -> None:
+    """After four replicas no fifth is tried: it ends with the error event, and what was delivered is billed."""
+    body = STREAMED | RUNNING | {"max_tokens": 40}
+    for engine in fleet.engines:
+        await fleet.fault(engine, kind="die", after_chunks=after_chunks)
+    answer = await fleet.served.post(body, x_request_id="cut")
+    *events, error = [json.loads(event[6:]) for event in answer.body.removesuffix(DONE).split(b"\n\n")[:-1]]
+    assert error["error"]["code"] == "upstream_lost"
+    event = await fleet.event("cut")
+    assert (event["status"], len(event["failed_attempts"])) == ("upstream_lost", failover.MOVES_MAX)
+    assert event["usage"]["output_tokens"] == events[-1]["usage"]["completion_tokens"]
+    assert fleet.served.lifecycle.idle
+    assert all(replica.in_flight == 0 for replica in fleet.served.lifecycle.fleet.replicas)
+
+
+async def test_an_engine_that_dies_behind_its_server(fleet: Fleet) -> None:
+    """It says so in the stream: the client does not hear of it, and has the whole answer."""
+    whole = await fleet.stream(STREAMED | USAGE, x_request_id="whole")
+    first = fleet.named((await fleet.event("whole"))["replica"])
+    await fleet.fault(first, kind="error_event", after_chunks=4, times=1)
+    assert shape(await fleet.stream(STREAMED | USAGE, x_request_id="cut")) == shape(whole)
+    (attempt,) = (await fleet.event("cut"))["failed_attempts"]
+    assert (attempt["replica"], attempt["code"]) == (first.name, "engine_error")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+        {"logprobs": True},
+        {"n": 2},
+        {"response_format": {"type": "json_object"}},
+    ],
+    ids=["tools", "logprobs", "n", "structure"],
+)
+async def test_where_it_could_not_be_right_the_stream_ends_with_an_error(fleet: Fleet, changes: dict[str, Any]) -> None:
+    """What was delivered is billed, at the replica that was lost; no other one is troubled."""
+    for engine in fleet.engines:
+        await fleet.fault(engine, kind="die", after_chunks=6, times=1)
+    answer = await fleet.served.post(STREAMED | changes, x_request_id="cut")
+    assert b'"code":"upstream_lost"' in answer.body
+    event = await fleet.event("cut")
+    assert event["status"] == "upstream_lost"
+    assert event["usage"]["output_tokens"] > 0
+    assert not event.get("failed_attempts")
+
+
+async def test_a_replica_that_is_left_on_purpose(fleet: Fleet) -> None:
+    """Its streams go on elsewhere, those that can; the others run on to their end. The engines' own counters have
+    nothing that is not billed or told as the platform's loss."""
+    served = fleet.served
+    bodies = [STREAMED | USAGE | {"max_tokens": 60}, STREAMED | {"max_tokens": 60, "logprobs": True}, CHATS]
+    async with AsyncExitStack() as stack:
+        clients = []
+        for number, body in enumerate(bodies):
+            clients.append(await stack.enter_async_context(served.connect()))
+            clients[-1].post(CHAT, body, key=served.key, x_request_id=str(number))
+        await eventually(lambda: sum(replica.in_flight for replica in served.lifecycle.fleet.replicas) >= 2)
+        for client in clients[:2]:
+            assert (await client.head())[0] == 200
+            await client.chunk()
+        moved = sum(replica.move_streams() for replica in served.lifecycle.fleet.replicas)
+        assert moved == 1
+        for client in clients[:2]:
+            body = b""
+            while not body.endswith(DONE):
+                body += await client.chunk()
+            assert b'"error"' not in body
+    by_id = {event["id"]: event for event in await served.events(at_least=3)}
+    assert [by_id[str(number)]["status"] for number in range(3)] == ["ok"] * 3
+    assert [by_id[str(number)].get("continued", 0) for number in range(3)] == [1, 0, 0]
+    (attempt,) = by_id["0"]["failed_attempts"]
+    assert attempt["code"] == "moved"
+    engines = await counted(fleet.engines)
+    billed_input = sum(event["usage"]["input_tokens"] for event in by_id.values())
+    billed_output = sum(event["usage"]["output_tokens"] for event in by_id.values())
+    assert engines["prompt"] == billed_input + by_id["0"]["replayed_input_tokens"]
+    assert billed_output <= engines["generation"] <= billed_output + attempt["output_tokens"]
+
+
+async def test_the_policy_may_want_the_error(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the engine is asked for no ids, and the stream ends where its replica does."""
+    script = as_stream_cut_after(*recording("stream_cont").events[:4])
+    engines = [Engine(script=script), Engine(script=script)]
+    async with running(*engines):
+        served = await start(*engines, on_replica_loss="error")
+        answer = await served.post(STREAMED)
+    assert b'"code":"upstream_lost"' in answer.body
+    (received,) = [request for engine in engines for request in engine.received]
+    assert b"return_token_ids" not in received.body
+
+
+async def test_a_client_that_leaves_while_the_next_replica_reads(start: Start) -> None:
+    """The next replica stops too; what was delivered before is billed, once, and nothing is left behind."""
+
+    async def script(talk: Conversation, request: Received) -> None:
+        if request.path == CHAT:
+            talk.stream()
+            for event in with_ids:
+                talk.chunk(event)
+            await talk.room()
+            talk.close()
+        else:
+            await talk.gone.wait()
+            left.append(request)
+
+    left: list[Received] = []
+    role, first, *_ = recording("stream_token_ids").events
+    usage = b',"usage":{"prompt_tokens":9,"total_tokens":%d,"completion_tokens":%d}'
+    with_ids = [
+        role.replace(b',"prompt_token_ids"', usage % (9, 0) + b',"prompt_token_ids"'),
+        first[:-3] + usage % (10, 1) + b"}\n\n",
+    ]
+    engines = [Engine(script=script), Engine(script=script)]
+    async with running(*engines):
+        served = await start(*engines)
+        async with served.connect() as client:
+            client.post(CHAT, STREAMED | {"max_tokens": 7}, key=served.key)
+            await client.head()
+            await eventually(lambda: sum(len(engine.received) for engine in engines) == 2)
+            client.leave()
+            event = await served.event()
+        await eventually(lambda: left)
+    assert json.loads(left[0].body)["prompt"] == [2, 321, 598, 11826, 12, 6702, 308, 325, 3, 7728]
+    assert json.loads(left[0].body)["max_tokens"] == 6
+    assert event["status"] == "client_gone"
+    assert (event["usage"]["input_tokens"], event["usage"]["output_tokens"]) == (9, 1)
+    assert all(replica.in_flight == 0 for replica in served.lifecycle.fleet.replicas)
+
+
+async def test_a_stream_that_holds_its_budget_in_slices_goes_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Money is held for the tokens of the one answer, whoever makes them."""
+    monkeypatch.setattr(Health, "fault", lambda *_, **__: None)
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(simulated(PACED)) for _ in range(2)]
+        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+        served = await start(*engines, limits={"budget_usd": 1, "reserve": "sliced"})
+        fleet = Fleet(served, engines, http)
+        whole = await fleet.stream(STREAMED | USAGE, x_request_id="whole")
+        await fleet.fault(fleet.named((await fleet.event("whole"))["replica"]), kind="die", after_chunks=4, times=1)
+        assert shape(await fleet.stream(STREAMED | USAGE, x_request_id="cut")) == shape(whole)
+        whole_event, cut = await fleet.event("whole"), await fleet.event("cut")
+        assert cut["continued"] == 1
+        assert cut["cost_nanousd"] <= whole_event["cost_nanousd"]
+        left = (await served.usage())["limits"]["budget_usd"]
+        assert left["reserved_usd"] == "0.00"
