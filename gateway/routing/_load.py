@@ -24,8 +24,17 @@ HEARD_LATE_MS = 100.0
 """How old what other gateways have there is while it counts, on average: it takes some 50 ms to be heard and counts for
 100. So much of what waited has been read by then. Without this eight gateways take each other's prompts for a queue
 long after they were read: simulated chats lose 3 % of their cached share, and p99 TTFT is 82 ms instead of 58."""
+CACHED_TOKENS = 12
+"""So many take as long as one that is not cached: 1.9 ms per 1,000 to hash, find and reference, where reading them
+takes 22.7 (H200, as above)."""
 RUNNING_MS = 2.0
 """What one running answer counts for: its tokens are made in the same steps as the prompt is read."""
+PRICE_LEAST = 1.25
+PRICE_STREAMS = 12
+"""Reading a prompt costs its own time and a quarter, and as much again for every so many streams that run there, which
+have no token meanwhile; to wait costs nobody else anything. So an idle replica takes a copy of a prefix gladly, a busy
+one where it spares more than it takes. Chosen on the workloads of `docs/routing.md`, "Measured": below 8 a burst of one
+new prefix stays on too few replicas, above 24 prefixes are copied that need not be."""
 
 
 _NOTHING = Beside(0, 0)
@@ -35,7 +44,7 @@ class Load:
     """One replica's, whichever model's requests they are. `waiting` is the work booked there that has not come to its
     first token, in tokens of a short prompt; `running` are the requests that have not ended."""
 
-    __slots__ = ("_beside", "_rates", "_unsorted", "ms_per_token", "rate", "running", "wait_ms", "waiting")
+    __slots__ = ("_beside", "_rates", "_unsorted", "ms_per_token", "price_ms", "rate", "running", "wait_ms", "waiting")
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -47,6 +56,8 @@ class Load:
         self.rate: float | None = None
         """Tokens a second; None: not known yet."""
         self.ms_per_token = 1000 / PREFILL_TOKENS_PER_S
+        self.price_ms = self.ms_per_token * PRICE_LEAST
+        """What reading one token there costs, with what it holds up."""
         self._rates: deque[float] = deque(maxlen=SAMPLES_KEPT)
 
     @property
@@ -63,10 +74,11 @@ class Load:
         """So much more is booked there, or less."""
         self.waiting += waiting
         self.running += running
-        beside = self._beside
-        self.wait_ms = self.waiting * self.ms_per_token + (self.running + beside.running) * RUNNING_MS
-        if beside.waiting_tokens:
-            self.wait_ms += max(0.0, beside.waiting_tokens * self.ms_per_token - HEARD_LATE_MS)
+        streams = self.running + self._beside.running
+        self.wait_ms = self.waiting * self.ms_per_token + streams * RUNNING_MS
+        if self._beside.waiting_tokens:
+            self.wait_ms += max(0.0, self._beside.waiting_tokens * self.ms_per_token - HEARD_LATE_MS)
+        self.price_ms = self.ms_per_token * (PRICE_LEAST + streams / PRICE_STREAMS)
 
     def learn(self, tokens: int, took_ms: int) -> None:
         """So much work, with little ahead of it, took so long to its first token."""
@@ -94,6 +106,7 @@ class Loads:
             known = [other.rate for other in self._loads.values() if other.rate is not None]
             if known:
                 load.ms_per_token = 1000 * len(known) / sum(known)
+                load.add(0, 0)
         return load
 
     def held(self) -> list[Held]:
@@ -111,5 +124,5 @@ class Loads:
 
 def work(uncached: int, prompt: int) -> int:
     """What reading the last `uncached` tokens of a prompt costs, in tokens of a short one: each looks back at all
-    before it."""
-    return uncached + uncached * (prompt - uncached // 2) // ATTENTION_TOKENS
+    before it, and those too have to be found."""
+    return uncached + (prompt - uncached) // CACHED_TOKENS + uncached * (prompt - uncached // 2) // ATTENTION_TOKENS

@@ -29,9 +29,10 @@ MISSED_LEAST = 256
 TRUTH_PART = 0.125
 TRUTH_LEAST = 0.5
 """Of what it should hold a replica had less, on average: what it used longest ago it has not got."""
-UNSEEN_WARM = 0.5
+UNSEEN_WARM = 0.1
 """How much of a prompt that is new here its rendezvous replica is taken to hold, from other gateways, until it has been
-seen how often that is so."""
+seen how often that is so. Enough to tell replicas apart that are about as busy; more would fill one cache and leave
+another empty."""
 UNSEEN_PART = 0.05
 COPIES_SPARE = 1.1
 """Replicas for a hot prefix, over those whose whole time it would take."""
@@ -288,7 +289,8 @@ class Router:
         return _hash(replica.encode(), block)
 
     def costs_ms(self, query: Query, targets: Sequence[Target]) -> list[float]:
-        """What placing the request at each of the targets would cost, in milliseconds of its time to first token."""
+        """What placing the request at each of the targets would cost, in milliseconds: its wait for its first token,
+        and what others wait for its prompt to be read."""
         return self._costs(query, *self._at(targets))[0]
 
     def soonest(self, query: Query, targets: Sequence[Target]) -> int:
@@ -324,13 +326,13 @@ class Router:
             warm = work(max(1, prompt - prompt * chain.bytes_at(hot) // text_bytes), prompt)
             if len(members) < len(sites):
                 costs = [
-                    load.wait_ms + (warm if site in members else whole) * load.ms_per_token
+                    load.wait_ms + (warm if site in members else whole) * load.price_ms
                     for site, load in zip(sites, loads, strict=True)
                 ]
             else:
-                costs = [load.wait_ms + warm * load.ms_per_token for load in loads]
+                costs = [load.wait_ms + warm * load.price_ms for load in loads]
         else:
-            costs = [load.wait_ms + whole * load.ms_per_token for load in loads]
+            costs = [load.wait_ms + whole * load.price_ms for load in loads]
         is_unseen = True
         for depth, holders in reversed(steps):
             if depth <= hot:
@@ -341,14 +343,14 @@ class Router:
                 own = work(max(1, prompt - prompt * cached_bytes // text_bytes), prompt)
                 for index, site in enumerate(sites):
                     if site.held.mask & holders:
-                        costs[index] = site.load.wait_ms + own * site.load.ms_per_token
+                        costs[index] = site.load.wait_ms + own * site.load.price_ms
                 continue
             for name in self.index.holders(holders):
                 holder = self._sites.get(name)
                 if holder is not None and holder in sites:
                     cached = self._cached_bytes(chain, depth, holder)
                     own = work(max(1, prompt - int(holder.truth * prompt * cached) // text_bytes), prompt)
-                    costs[sites.index(holder)] = holder.load.wait_ms + own * holder.load.ms_per_token
+                    costs[sites.index(holder)] = holder.load.wait_ms + own * holder.load.price_ms
         return costs, hot, is_unseen
 
     def _members_of(self, block: int, sites: Sequence[_Site]) -> frozenset[_Site]:
