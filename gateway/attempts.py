@@ -67,7 +67,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
                 if isinstance(error, UpstreamSilent):  # it may compute still: a second one would burn as much again
                     break
             else:
-                if answer.status not in (429, 503):
+                if answer.status not in replica.dialect.full:
                     return answer
                 answer.close()
                 self._note_failed(replica, "busy", None)
@@ -100,7 +100,9 @@ class Attempts(Struct, frozen=True, kw_only=True):
                 if answer.is_stream:
                     return answer
                 answer.close()
-                self._note_failed(replica, "busy" if answer.status in (429, 503) else "refused", None, again=sent)
+                self._note_failed(
+                    replica, "busy" if answer.status in replica.dialect.full else "refused", None, again=sent
+                )
         return None
 
     def _untried(self, tried: Set[Replica]) -> list[Replica]:
@@ -152,7 +154,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
         return answer
 
     def _begun(self, answer: Answer) -> None:
-        if answer.status not in (429, 503) and answer.is_stream:
+        if answer.status not in answer.replica.dialect.full and answer.is_stream:
             self.placement.first_token()
             if self.slot is not None:
                 self.slot.first_token()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.context import questions
 from gateway.fleet import Fleet, ModelFleet
 from gateway.kv_events import Follower, NoZmq, Subscriber, extra_key, zmq_context
 from gateway.placement import Placement, Routers
@@ -165,10 +164,11 @@ class CacheEvents:
         replica = next((one for one in answered.model.replicas if one.name == answered.replica), None)
         if follower is None or replica is None:
             return
-        asked = questions(answered.view, answered.body, answered.model.spec.name)
+        model = answered.model
+        asked = model.dialect.questions(answered.view, answered.body, model.spec.engine_name)
         if len(asked) != 1:
             return
-        token_ids = await self._fleet.token_ids(replica, asked[0][1])
+        token_ids = await self._fleet.token_ids(replica, asked[0].body)
         if token_ids:
             follower.learn(token_ids, answered.blocks, answered.text_bytes, BLOCK_BYTES, salt=_salt(answered.body))
 

@@ -17,8 +17,8 @@ from gateway.context import (
     UnsupportedTokenizer,
     load_tokenizer,
     prompt_texts,
-    questions,
 )
+from gateway.engines import Question
 from gateway.fleet import Fleet, ModelFleet
 from gateway.policy import ModelSpec
 from gateway.wire import RequestView
@@ -146,12 +146,12 @@ class PromptCounter:
 
 async def count_prompt(fleet: Fleet, model: ModelFleet, view: RequestView, body: bytes) -> PromptSize | None:
     """Prompt tokens by the engine's own tokenizer; None when it cannot tell."""
-    counts = await count_texts(fleet, model, questions(view, body, model.spec.name))
+    counts = await count_texts(fleet, model, model.dialect.questions(view, body, model.spec.engine_name))
     return PromptSize(total=sum(counts), longest=max(counts), exact=True) if counts else None
 
 
-async def count_texts(fleet: Fleet, model: ModelFleet, asked: Sequence[tuple[str, bytes]]) -> list[int] | None:
+async def count_texts(fleet: Fleet, model: ModelFleet, asked: Sequence[Question]) -> list[int] | None:
     """The answers to questions to an engine's tokenizer; None when one is missing."""
-    told = await asyncio.gather(*(fleet.count_tokens(model, path, payload) for path, payload in asked))
+    told = await asyncio.gather(*(fleet.count_tokens(model, question) for question in asked))
     counts = [count for count in told if count is not None]
     return counts if len(counts) == len(asked) else None

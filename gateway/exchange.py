@@ -14,7 +14,7 @@ from gateway.attempts import Attempts
 from gateway.cache_events import CacheEvents
 from gateway.call import COST, Call, Outcome, Reservation
 from gateway.clock import Clock
-from gateway.context import PromptSize, text_questions
+from gateway.context import PromptSize
 from gateway.counting import PromptCounter, count_prompt, count_texts
 from gateway.dispatch import Slot
 from gateway.errors import Refusal, Refused
@@ -35,17 +35,7 @@ from gateway.relay import (
 from gateway.slices import HoldEnded, pump_sliced
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
-from gateway.wire import (
-    ContinuableScanner,
-    RequestView,
-    StreamScanner,
-    answer_texts,
-    engine_refusal,
-    length_end,
-    read_answer,
-    scanner_for,
-    with_cost,
-)
+from gateway.wire import ContinuableScanner, RequestView, StreamScanner, answer_texts, length_end, with_cost
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +66,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
     @property
     def _tells_usage(self) -> bool:
         """Whether its engine always tells the usage of what it computes: then an answer without is garbage."""
-        return self.model.spec.engine == "vllm" and self.view.endpoint.computes
+        return self.model.dialect.always_tells_usage and self.view.endpoint.computes
 
     @property
     def _meter(self) -> Meter:
@@ -133,7 +123,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
     async def _stream(self, answer: Answer) -> None:
         if self.keeps == "nothing":
-            plain = scanner_for(self.view)
+            plain = answer.replica.dialect.scanner(self.view)
             await self._relay(answer, plain, partial(self._pump, plain, answer))
             return
         scanner = ContinuableScanner(self.view, by_ids=self.keeps == "token_ids")
@@ -210,7 +200,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
                 interrupted = isinstance(error, Interrupted)
                 await self._end_refused("upstream_lost", refusals.DRAINING if interrupted else refusals.UPSTREAM_LOST)
             return
-        usage = read_answer(self.view.endpoint, told)
+        usage = answer.replica.dialect.usage(self.view.endpoint, told)
         if usage is not None:
             metered = self._meter.finished(usage)
         elif self.view.endpoint.computes:
@@ -230,7 +220,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
             content, _ = await read_whole(answer)
         except (UpstreamLost, Interrupted):
             content = b""
-        refusal = engine_refusal(answer.status, content)
+        refusal = answer.replica.dialect.refusal(answer.status, content)
         if refusal.status < 500:
             self._meter.withdraw()
         await self._end_refused("refused" if refusal.status < 500 else "engine_error", refusal)
@@ -255,7 +245,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
     async def _counted(self, texts: Sequence[str], uncounted: int = 0) -> tuple[PromptSize | None, int]:
         """Prompt and output by the engine's own tokenizer; where it cannot tell, a token for each text."""
-        asked = text_questions(texts, self.model.spec.name)
+        asked = self.model.dialect.text_questions(texts, self.model.spec.engine_name)
         prompt, said = await asyncio.gather(
             count_prompt(self.fleet, self.model, self.view, self.attempts.body),
             count_texts(self.fleet, self.model, asked),

@@ -28,8 +28,11 @@ def kept_of(view: RequestView, model: ModelFleet, size: PromptSize) -> Keeps:
         return "nothing"
     if spec.on_replica_loss != "continue":
         return "nothing"
+    dialect = model.dialect
+    if not dialect.continues_messages:
+        return "nothing"
     # An engine tells the ids of what it holds back, which could begin a stop string; and pictures have no ids.
-    by_ids = spec.engine == "vllm" and not (view.stops or view.attachments) and view.wants_token_ids is not False
+    by_ids = dialect.returns_token_ids and not (view.stops or view.attachments) and view.wants_token_ids is not False
     return "token_ids" if by_ids and size.total <= IDS_PROMPT_MAX_TOKENS else "text"
 
 

@@ -47,6 +47,7 @@ from gateway.context import (
 from gateway.costing import Tariffs
 from gateway.counting import PromptCounter
 from gateway.dispatch import Dispatcher, Slot
+from gateway.engines import engine_body
 from gateway.errors import Refusal, Refused
 from gateway.exchange import Exchange
 from gateway.failover import kept_of
@@ -64,7 +65,7 @@ from gateway.routing import Loads, Query, Router, chain_seed, prefix_chain, sess
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.tenants import Identity, KeyDirectory, KeysUnavailable, key_of_headers
-from gateway.wire import Endpoint, RequestView, ask_usage, end_with_field, parse, prompt_text, set_fields
+from gateway.wire import Endpoint, RequestView, parse, prompt_text
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class Lifecycle:
             self._label(call, view, given)
             # The body may have come after other policies than the key: one request is decided by one version.
             tenant = self.policies.tenants.get(call.tenant, identity.tenant)
-            model = self._permit(tenant, view.model)
+            model = self._permit(tenant, view)
             size = estimate(view)
             call.permitted(
                 model.spec.name,
@@ -229,12 +230,13 @@ class Lifecycle:
                         attempts=Attempts(
                             call=call,
                             view=view,
-                            body=_engine_body(
+                            body=engine_body(
+                                model.dialect,
                                 view,
                                 body,
-                                model,
+                                model=model.spec.engine_name,
                                 bound=reservation.output_cap or bound,
-                                priority=terms.service.priority,
+                                priority=terms.service.priority if model.spec.engine_priority == "pass" else None,
                                 salt=salt,
                                 token_ids=keeps == "token_ids",
                             ),
@@ -290,12 +292,15 @@ class Lifecycle:
                 call.tenant, call.arrived_ms, user=view.user, metadata=view.metadata, headers=headers
             )
 
-    def _permit(self, tenant: TenantSpec, name: str) -> ModelFleet:
-        """The model a tenant may use. One answer for what is forbidden and what is not there."""
-        spec = self.policies.model_named(name)
+    def _permit(self, tenant: TenantSpec, view: RequestView) -> ModelFleet:
+        """The model a tenant may use, at this endpoint. One answer for what is forbidden and what is not there."""
+        spec = self.policies.model_named(view.model)
         if spec is None or not tenant.may_use(spec):
-            raise Refused(refusals.model_not_found(name))
-        return self.fleet.models[spec.name]
+            raise Refused(refusals.model_not_found(view.model))
+        model = self.fleet.models[spec.name]
+        if not model.dialect.serves(view.endpoint):
+            raise Refused(refusals.not_served(spec.name, view.endpoint.path))
+        return model
 
     def _terms_of(self, tenant: TenantSpec, key: str, model: ModelFleet) -> Terms:
         """What the policies say of such requests, worked out once."""
@@ -473,35 +478,3 @@ def _session(routing: RoutingSpec, tenant: str, given: Mapping[bytes, bytes], vi
         return ""
     header = routing.session_header
     return session_of(tenant, given.get(header.encode(), b"") if header else b"", view.user)
-
-
-def _engine_body(
-    view: RequestView,
-    body: bytes,
-    model: ModelFleet,
-    *,
-    bound: int | None,
-    priority: int,
-    salt: str,
-    token_ids: bool,
-) -> bytes:
-    """The client's body with what the gateway asks for: usage and token ids in streams, the granted bound, the model's
-    own name, its class's priority, of which vLLM serves the lowest first, and the salt of the tenant's own cache."""
-    replaced: dict[str, object] = {}
-    if view.cache_salt and salt:
-        replaced["cache_salt"] = salt
-    if model.spec.engine_priority == "pass" and view.endpoint.has_priority:
-        replaced["priority"] = -priority
-    if bound is not None:
-        replaced[view.output_field] = bound
-    if view.model != model.spec.name:
-        replaced["model"] = model.spec.name
-    if replaced:
-        body = set_fields(body, replaced)
-    if salt and not view.cache_salt:
-        body = end_with_field(body, b'"cache_salt":"%b"' % salt.encode())
-    if view.stream and view.endpoint.has_stream_options:
-        body = ask_usage(
-            body, client_set=view.sent_stream_options, token_ids=token_ids and view.wants_token_ids is None
-        )
-    return body

@@ -108,6 +108,17 @@ def model_not_found(name: str) -> Refusal:
     )
 
 
+def not_served(model: str, path: str) -> Refusal:
+    """A path the gateway serves, and the model's engine does not."""
+    return Refusal(
+        status=404,
+        code="not_found",
+        message=f"The model '{model}' is not served at {path}: its engine has no such endpoint. "
+        "Use /v1/chat/completions.",
+        param="model",
+    )
+
+
 def unknown_path(method: str, path: str) -> Refusal:
     """A path the gateway does not serve."""
     return Refusal(

@@ -154,8 +154,9 @@ class Answer:
         self._closed = False
         self.is_stream = False
         self.headers: Headers = []
+        kept = replica.dialect.kept_headers
         for pair in connection.headers:
-            if pair[0] not in _HOP_BY_HOP:
+            if pair[0] not in _HOP_BY_HOP and (kept is None or pair[0] in kept):
                 self.headers.append(pair)
                 if pair[0] == b"content-type" and pair[1].startswith(b"text/event-stream"):
                     self.is_stream = connection.streams = True

@@ -1,6 +1,5 @@
-"""Prompt length: bounds, limits, and what to ask an engine's tokenizer. Pure: whoever calls does the asking."""
+"""Prompt length: bounds and limits, and tokenizers of our own. Pure: whoever calls does the asking."""
 
-from ._count import questions, text_questions
 from ._limits import (
     ContextLimits,
     PromptSize,
@@ -37,7 +36,5 @@ __all__ = [
     "output_most",
     "prompt_most",
     "prompt_texts",
-    "questions",
     "surely_fits",
-    "text_questions",
 ]

@@ -55,7 +55,8 @@ async def examine(policies: Policies, settings: Settings, *, measure: bool) -> l
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, limits=limits) as http:
         turns = asyncio.Semaphore(REPLICAS_AT_ONCE)
-        models = [_Model(http, model, Wants.of(policies, model)) for model in policies.models.values()]
+        vllm = [model for model in policies.models.values() if model.engine == "vllm"]
+        models = [_Model(http, model, Wants.of(policies, model)) for model in vllm]
         await asyncio.gather(*(model.ask(turns) for model in models))
         if measure:
             for model in models:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from gateway.engines import dialect_of
 from gateway.fleet import NoCounters, read_counters
 from gateway.policy import ModelSpec, Policies
 
@@ -29,6 +30,7 @@ from ._read import (
     version_of,
 )
 
+_VLLM: Final = dialect_of("vllm")
 RECORDED: Final = ((0, 24), (0, 32))
 """The oldest and the newest vLLM whose answers Mtok's readers are tested on."""
 QUEUE_COUNTED_LATE: Final = (0, 29)
@@ -220,7 +222,8 @@ def _counters(report: Report, facts: ReplicaFacts) -> None:
         )
         return
     try:
-        read_counters(answer.body, asked_ms=0, answered_ms=0)
+        assert _VLLM.metrics is not None
+        read_counters(answer.body, _VLLM.metrics, asked_ms=0, answered_ms=0)
     except NoCounters as error:
         report.add(
             "error",

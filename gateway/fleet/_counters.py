@@ -1,4 +1,5 @@
 """An engine's own counters, read off its Prometheus page, and what they have added since they were last read. Pure.
+What an engine calls them is its dialect's.
 
 vLLM's page is 50 to 65 kB of histograms, of which a dozen lines are needed: finding those takes 0.4 ms,
 prometheus_client's parser 33 ms for the whole page (measured beside other work).
@@ -12,22 +13,10 @@ from typing import Final
 
 import msgspec
 
+from gateway.engines import Meaning, MetricsPage
 from gateway.wire import Endpoint
 
-_STARTED = b"process_start_time_seconds"
-_HTTP = b"http_requests_total"
-_COUNTERS: Final = {
-    b"vllm:prompt_tokens_total": "prompt",
-    b"vllm:prompt_tokens_cached_total": "cached",
-    b"vllm:generation_tokens_total": "generation",
-}
-_WAITING: Final = b"vllm:num_requests_waiting"
-_RUNNING: Final = (b"vllm:num_requests_running", _WAITING)
-_KV_USAGE: Final = b"vllm:kv_cache_usage_perc"
-_PREEMPTIONS: Final = b"vllm:num_preemptions_total"
-_CACHE: Final = b"vllm:cache_config_info"
-_GAUGES: Final = (*_RUNNING, _KV_USAGE, _PREEMPTIONS, _CACHE)
-_NAMES: Final = (*_COUNTERS, *_GAUGES, b"vllm:request_success_total", _HTTP, _STARTED)
+_SUMMED: Final = frozenset({"prompt", "cached", "generation"})
 _HANDLER = re.compile(rb'handler="([^"]*)"')
 _KV_BLOCKS = re.compile(rb'num_gpu_blocks="(\d+)"')
 _BLOCK_SIZE = re.compile(rb'(?:^|,)block_size="(\d+)"')
@@ -46,10 +35,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     engine's process began, None where it does not say.
 
     `counters`: `prompt`, `cached` and `generation` tokens, `requests` (HTTP requests for GPU time that have ended,
-    aborted and refused ones included) and `finished:<reason>` (sequences). `running` sequences had not ended, of which
-    `waiting` were not in the engine's batch. `kv_usage` is the used part of its KV cache, `kv_tokens` how many tokens
-    that holds (0 where it does not say), `preemptions` how often it has put a sequence off since it started. Of several
-    engines behind one server (data-parallel ranks) the sums, and the fullest one's `kv_usage`.
+    aborted and refused ones included) and `finished:<reason>` (sequences), as far as the engine tells them. `running`
+    sequences had not ended, of which `waiting` were not in the engine's batch. `kv_usage` is the used part of its KV
+    cache, `kv_tokens` how many tokens that holds (0 where it does not say), `preemptions` how often it has put a
+    sequence off since it started. Of several engines behind one server (data-parallel ranks) the sums, and the fullest
+    one's `kv_usage`.
     """
 
     asked_ms: int
@@ -76,42 +66,55 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True):
     is_first: bool = False
 
 
-def read_counters(page: bytes, *, asked_ms: int, answered_ms: int) -> Reading:
-    """Reads a `/metrics` page. Raises `NoCounters`."""
+def read_counters(page: bytes, metrics: MetricsPage, *, asked_ms: int, answered_ms: int) -> Reading:
+    """Reads a page as its engine's dialect means it. Raises `NoCounters`."""
     counters: dict[str, int] = {}
+    gauges: dict[Meaning, float] = {}
     started_ms = None
-    running = waiting = preemptions = kv_tokens = 0
-    kv_usage = 0.0
+    kv_tokens = 0
+    found = False
     try:
-        for name, labels, value in _samples(page):
-            if name == _STARTED:
+        for meaning, labels, value in _samples(page, metrics):
+            found = True
+            if meaning in _SUMMED:
+                counters[meaning] = counters.get(meaning, 0) + int(float(value))
+            elif meaning == "started_s":
                 started_ms = round(float(value) * 1000)
-            elif name in _RUNNING:
-                running += int(float(value))
-                waiting += int(float(value)) if name == _WAITING else 0
-            elif name == _KV_USAGE:
-                kv_usage = max(kv_usage, float(value))
-            elif name == _PREEMPTIONS:
-                preemptions += int(float(value))
-            elif name == _CACHE:
+            elif meaning == "kv_info":
                 kv_tokens += _kv_tokens(labels)
-            elif metric := _COUNTERS.get(name) or _request_metric(name, labels):
-                counters[metric] = counters.get(metric, 0) + int(float(value))
+            elif meaning in ("requests", "finished"):
+                if metric := _request_metric(meaning, labels):
+                    counters[metric] = counters.get(metric, 0) + int(float(value))
+            elif meaning in ("kv_usage", "kv_block_tokens"):
+                gauges[meaning] = max(gauges.get(meaning, 0.0), float(value))
+            else:
+                gauges[meaning] = gauges.get(meaning, 0.0) + float(value)
+        waiting = int(gauges.get("waiting", 0.0))
+        running = int(gauges.get("running", 0.0)) + waiting
+        preemptions = int(gauges.get("preemptions", 0.0))
+        told = gauges.get("kv_tokens", 0.0) or gauges.get("kv_blocks", 0.0) * gauges.get("kv_block_tokens", 0.0)
+        kv_tokens = kv_tokens or int(told)
     except (ValueError, OverflowError) as error:
         raise NoCounters(f"a counter is not a number: {error}") from error
-    if "prompt" not in counters or "generation" not in counters:
-        raise NoCounters("there are no vllm:prompt_tokens_total and vllm:generation_tokens_total")
+    if not found or (metrics.counts_tokens and not ("prompt" in counters and "generation" in counters)):
+        raise NoCounters(f"there are no {' and '.join(_expected(metrics))}")
     return Reading(
         asked_ms=asked_ms,
         answered_ms=answered_ms,
         started_ms=started_ms,
         running=running,
         waiting=waiting,
-        kv_usage=min(1.0, kv_usage),
+        kv_usage=min(1.0, gauges.get("kv_usage", 0.0)),
         kv_tokens=kv_tokens,
         preemptions=preemptions,
         counters=counters,
     )
+
+
+def _expected(metrics: MetricsPage) -> list[str]:
+    """The names that a page must have."""
+    needed = [one for one in metrics.series if {"prompt", "generation"}.intersection(one.meanings)]
+    return [one.name.decode() for one in needed or metrics.series[:1]]
 
 
 def advance(last: tuple[int, Reading] | None, now: Reading) -> Advance:
@@ -143,18 +146,19 @@ def is_restart(before: Reading, now: Reading) -> bool:
     return fell or now.started_ms != before.started_ms
 
 
-def _samples(page: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Name, labels and value of the lines needed."""
+def _samples(page: bytes, metrics: MetricsPage) -> Iterator[tuple[Meaning, bytes, bytes]]:
+    """Meaning, labels and value of the lines needed."""
     page = b"\n" + page
-    for name in _NAMES:
-        start = page.find(b"\n" + name)
+    for series in metrics.series:
+        start = page.find(b"\n" + series.name)
         while start >= 0:
             line = page[start + 1 : page.find(b"\n", start + 1) % (len(page) + 1)]
             sample, _, value = line.rstrip().rpartition(b" ")
             found, _, labels = sample.partition(b"{")
-            if found == name:
-                yield name, labels, value
-            start = page.find(b"\n" + name, start + 1)
+            if found == series.name and series.label in labels:
+                for meaning in series.meanings:
+                    yield meaning, labels, value
+            start = page.find(b"\n" + series.name, start + 1)
 
 
 def _kv_tokens(labels: bytes) -> int:
@@ -163,9 +167,9 @@ def _kv_tokens(labels: bytes) -> int:
     return 0 if blocks is None or size is None else max(0, int(blocks[1]) - 1) * int(size[1])
 
 
-def _request_metric(name: bytes, labels: bytes) -> str | None:
-    if name == _HTTP:
+def _request_metric(meaning: Meaning, labels: bytes) -> str | None:
+    if meaning == "requests":
         handler = _HANDLER.search(labels)
-        return _REQUESTS if handler is not None and handler[1] in _HANDLERS else None
+        return _REQUESTS if handler is None or handler[1] in _HANDLERS else None
     reason = _REASON.search(labels)
     return _FINISHED_PREFIX + reason[1].decode() if reason is not None else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable
 
 import httpx
 import msgspec
 
+from gateway.engines import Question, dialect_of
 from gateway.policy import ModelSpec
 
 from ._health import Reason, State, last_resorts
@@ -32,11 +34,6 @@ SILENCE_S = 600.0
 
 class _Tokens(msgspec.Struct):
     tokens: list[int] | None = None
-
-
-class _TokenCount(msgspec.Struct):
-    count: int | None = None
-    input_tokens: int | None = None
 
 
 class Fleet:
@@ -93,6 +90,7 @@ class Fleet:
             for one in spec.replicas:
                 if one.url not in wanted:
                     wanted[one.url] = known.get(one.url) or self._new(one.url)
+                    wanted[one.url].speak(dialect_of(spec.engine), _api_key(spec))
             model = updated[spec.name] = self.models.get(spec.name) or ModelFleet(spec, [])
             model.spec = spec
             model.replicas[:] = [wanted[one.url] for one in spec.replicas]
@@ -111,7 +109,7 @@ class Fleet:
             self._forget(replica)
         for replica in self.replicas:
             self._prober(replica).serves = frozenset(
-                name for name, model in updated.items() if replica in model.replicas
+                model.spec.engine_name for model in updated.values() if replica in model.replicas
             )
         self._weigh()
 
@@ -186,6 +184,8 @@ class Fleet:
     async def salts(self, model: ModelFleet, path: str) -> bool | None:
         """Whether every healthy replica keeps prompts apart by their `cache_salt` at this path; asks those that have
         not been asked. None: one did not answer."""
+        if not model.dialect.takes_cache_salt:
+            return False
         if path in SALTED_ALWAYS:
             return True
         for replica in model.healthy():
@@ -199,29 +199,33 @@ class Fleet:
 
     async def _salted_paths_of(self, replica: Replica) -> frozenset[str] | None:
         try:
-            answer = await self._http.get(replica.url + "/openapi.json", timeout=DESCRIPTION_TIMEOUT_S)
+            answer = await self._http.get(
+                replica.url + "/openapi.json", headers=replica.control_headers, timeout=DESCRIPTION_TIMEOUT_S
+            )
             return salted_paths(answer.content) if answer.status_code == httpx.codes.OK else frozenset()
         except (httpx.HTTPError, msgspec.DecodeError) as error:
             log.warning("replica %s does not describe its requests: %s", replica.name, error)
             return None
 
-    async def count_tokens(self, model: ModelFleet, path: str, payload: bytes) -> int | None:
+    async def count_tokens(self, model: ModelFleet, question: Question) -> int | None:
         """Asks a healthy replica's tokenizer. None when none can tell; never raises for what the replica does."""
         for replica in model.healthy():
+            asked: int | Question | None = question
             try:
-                answer = await self._http.post(
-                    replica.url + path,
-                    content=payload,
-                    headers={"content-type": "application/json"},
-                    timeout=TOKENIZE_TIMEOUT_S,
-                )
-                if answer.status_code != httpx.codes.OK:
-                    return None
-                told = msgspec.json.decode(answer.content, type=_TokenCount)
+                while isinstance(asked, Question):
+                    answer = await self._http.post(
+                        replica.url + asked.path,
+                        content=asked.body,
+                        headers={"content-type": "application/json", **replica.control_headers},
+                        timeout=TOKENIZE_TIMEOUT_S,
+                    )
+                    if answer.status_code != httpx.codes.OK:
+                        return None
+                    asked = asked.read(answer.content)
             except (httpx.HTTPError, msgspec.DecodeError) as error:
                 log.warning("replica %s could not count tokens: %s", replica.name, error)
                 continue
-            return told.input_tokens if told.count is None else told.count
+            return asked
         return None
 
     async def token_ids(self, replica: Replica, payload: bytes) -> list[int] | None:
@@ -230,7 +234,7 @@ class Fleet:
             answer = await self._http.post(
                 replica.url + "/tokenize",
                 content=payload,
-                headers={"content-type": "application/json"},
+                headers={"content-type": "application/json", **replica.control_headers},
                 timeout=TOKENIZE_TIMEOUT_S,
             )
             told = msgspec.json.decode(answer.content, type=_Tokens)
@@ -268,3 +272,14 @@ def _why(reason: Reason, detail: str) -> str:
 
 def _nobody(replica: Replica) -> None:
     """Nobody hears of it."""
+
+
+def _api_key(spec: ModelSpec) -> str | None:
+    """The key for a model's engines, out of the environment variable that its policy names."""
+    if spec.api_key_env is None:
+        return None
+    key = os.environ.get(spec.api_key_env, "").strip()
+    if not key:
+        log.error("model %s: %s is not set, so its engines are asked without a key", spec.name, spec.api_key_env)
+        return None
+    return key

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
+from gateway.engines import Dialect, dialect_of
 from gateway.policy import ModelSpec
 
 from ._first_bytes import FirstBytes
@@ -26,6 +27,11 @@ class ModelFleet:
     starts: bool = False
     has_ranks: bool = False
     """Whether several engines are behind any replica's address."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Its engine's ways."""
+        return dialect_of(self.spec.engine)
 
     @property
     def context_tokens(self) -> int | None:

@@ -8,6 +8,8 @@ from collections.abc import Collection
 
 import msgspec
 
+from gateway.engines import About
+
 from ._connection import Connection, UpstreamLost
 from ._replica import ConnectFailed, Replica
 
@@ -19,17 +21,8 @@ BODY_MOST_BYTES = 1 << 20
 OK = 200
 
 
-class _ModelCard(msgspec.Struct):
-    id: str = ""
-    max_model_len: int | None = None
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_ModelCard] = []
-
-
 class Prober:
-    """One replica's. `serves` are the models it is there for."""
+    """One replica's. `serves` are the models it is there for, as its engine calls them."""
 
     def __init__(self, replica: Replica, *, timeout_s: float) -> None:
         self.replica = replica
@@ -46,9 +39,10 @@ class Prober:
     async def probe(self) -> None:
         """One probe; its replica's health knows what came of it. Raises nothing for what the replica does."""
         replica, health = self.replica, self.replica.health
+        path = replica.dialect.health_path
         try:
             async with asyncio.timeout(self._timeout_s):
-                status, _ = await self._get("/health")
+                status = OK if path is None else (await self._get(path))[0]
                 if status == OK:
                     await self._ask_models()
         except TimeoutError:
@@ -57,32 +51,38 @@ class Prober:
         except ConnectFailed as error:
             replica.refused(str(error))
         except UpstreamLost as error:
-            health.out(self._loop.time(), "unhealthy", f"/health: {error}")
+            health.out(self._loop.time(), "unhealthy", f"{path}: {error}")
         else:
             if status != OK:
-                health.out(self._loop.time(), "unhealthy", f"/health answers {status}")
+                health.out(self._loop.time(), "unhealthy", f"{path} answers {status}")
         if not health.answers:
             self._models_due_s = 0.0
 
     async def _ask_models(self) -> None:
         """It is right if it serves what it should; what serves nothing else than asked for is not looked at twice."""
         replica, now_s = self.replica, self._loop.time()
-        if now_s >= self._models_due_s:
-            status, body = await self._get("/v1/models")
-            cards = _cards(status, body)
-            if cards is None:
-                log.warning("replica %s answers /v1/models with something else than a list", replica.name)
+        path = replica.dialect.about_path
+        if path is None:
+            await self._connect()
+        elif now_s >= self._models_due_s:
+            status, body = await self._get(path)
+            about = _about(replica, status, body)
+            if about is None:
+                log.warning("replica %s answers %s with something else than it should", replica.name, path)
             else:
-                replica.context_tokens = min(
-                    (card.max_model_len for card in cards if card.max_model_len is not None), default=None
-                )
-                listed = [card.id for card in cards]
+                replica.context_tokens = about.context_tokens
+                listed = about.models
                 if listed and self.serves and not any(name in listed for name in self.serves):
                     detail = f"it serves {', '.join(listed[:3])}, not {', '.join(sorted(self.serves)[:3])}"
                     replica.health.out(self._loop.time(), "model", detail)
                     return
             self._models_due_s = now_s + MODELS_INTERVAL_S
         replica.answered(joins=self.joins)
+
+    async def _connect(self) -> None:
+        """Where nothing can be asked, that it can be connected to is all there is to know. Raises `ConnectFailed`."""
+        if self.replica.dialect.health_path is None and not self.replica.health.answers:
+            (await self.replica.new_connection()).abort()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         """Status and body. Raises `ConnectFailed` and `UpstreamLost`."""
@@ -116,10 +116,10 @@ class Prober:
         self._hang_up()
 
 
-def _cards(status: int, body: bytes) -> list[_ModelCard] | None:
+def _about(replica: Replica, status: int, body: bytes) -> About | None:
     if status != OK:
         return None
     try:
-        return msgspec.json.decode(body, type=_ModelList).data
+        return replica.dialect.about(body)
     except msgspec.DecodeError:
         return None

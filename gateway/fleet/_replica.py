@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from gateway.engines import Dialect, dialect_of
 from gateway.policy import rank_name
 from gateway.wire import Endpoint
 
@@ -30,6 +31,7 @@ MOVING_S = 5.0
 """A stream that got something within so long is one that runs well."""
 
 _COMPUTES = tuple(b"POST %b " % endpoint.path.encode() for endpoint in Endpoint if endpoint.computes)
+_VLLM = dialect_of("vllm")
 
 
 class ConnectFailed(Exception):
@@ -58,7 +60,9 @@ class Replica:
     def __init__(
         self,
         url: str,
+        dialect: Dialect = _VLLM,
         *,
+        api_key: str | None = None,
         slow_start_s: float = SLOW_START_S,
         changed: Callable[[Replica], None] | None = None,
         restarted: Callable[[Replica], None] | None = None,
@@ -90,7 +94,9 @@ class Replica:
         self._last_token_s: float | None = None
         self._trial: Connection | None = None
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        self._base_path = parts.path
         self._host_header = parts.netloc.encode()
+        self.speak(dialect, api_key)
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
 
@@ -102,12 +108,28 @@ class Replica:
         )
         self.places = tuple(rank.name for rank in self.ranks) or (self.name,)
 
+    def speak(self, dialect: Dialect, api_key: str | None) -> None:
+        """From now on requests go there in this dialect and with this key of the platform's own."""
+        self.dialect = dialect
+        self._authorization = b"" if api_key is None else b"authorization: Bearer %b\r\n" % api_key.encode()
+        self.control_headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._started: dict[str, bytes] = {}
+
     def head(self, path: str, request_id: bytes, length: int, extra: bytes = b"") -> bytes:
         """The request head. `extra` holds whole header lines, each ended with CRLF."""
-        return (
-            b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\naccept: */*\r\n"
-            b"x-request-id: %b\r\ncontent-length: %d\r\n%b\r\n"
-        ) % (path.encode(), self._host_header, request_id, length, extra)
+        started = self._started.get(path) or self._start(path)
+        return b"%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n" % (started, request_id, length, extra)
+
+    def _start(self, path: str) -> bytes:
+        """The head's lines that are the same each time."""
+        started = self._started[path] = (
+            b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\naccept: */*\r\n%b"
+        ) % (self.dialect.path(self._base_path, path).encode(), self._host_header, self._authorization)
+        return started
+
+    @property
+    def _idle_ttl_s(self) -> float:
+        return IDLE_TTL_S if self.dialect.idle_ttl_s is None else self.dialect.idle_ttl_s
 
     def send(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Starts an exchange on one of this replica's connections."""
@@ -126,7 +148,7 @@ class Replica:
         """A connection kept alive and still good, or None: then `connect`."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.lost and self._loop.time() - connection.active_at < IDLE_TTL_S:
+            if not connection.lost and self._loop.time() - connection.active_at < self._idle_ttl_s:
                 self._busy.add(connection)
                 return connection
             connection.abort()
@@ -154,7 +176,11 @@ class Replica:
 
     def get_head(self, path: str) -> bytes:
         """The head of a request to its control plane."""
-        return b"GET %b HTTP/1.1\r\nhost: %b\r\naccept: */*\r\n\r\n" % (path.encode(), self._host_header)
+        return b"GET %b HTTP/1.1\r\nhost: %b\r\naccept: */*\r\n%b\r\n" % (
+            path.encode(),
+            self._host_header,
+            self._authorization,
+        )
 
     def release(self, connection: Connection) -> None:
         """Takes a connection back: kept if its exchange is complete, closed otherwise. How it ended is a sign of the
@@ -268,7 +294,7 @@ class Replica:
     def sweep(self, *, now_s: float, silence_s: float) -> None:
         """Closes idle connections past their time and ends exchanges in which the engine was silent for `silence_s`;
         streams of a replica that gives nobody a token, earlier."""
-        fresh = [c for c in self._idle if not c.lost and now_s - c.active_at < IDLE_TTL_S]
+        fresh = [c for c in self._idle if not c.lost and now_s - c.active_at < self._idle_ttl_s]
         for connection in set(self._idle).difference(fresh):
             connection.abort()
         self._idle = fresh

@@ -17,6 +17,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from gateway.engines import Dialect, MetricsPage
 from gateway.store import BUCKET_SECONDS, REPLICAS, ReplicaKeys, load_script
 
 from ._counters import Advance, NoCounters, Reading, advance, read_counters
@@ -40,6 +41,8 @@ class Sending(Protocol):
     name: str
     requests_sent: int
     reading: Reading | None
+    dialect: Dialect
+    control_headers: dict[str, str]
 
     def oldest_exchange_s(self) -> float | None:
         """Age of the oldest exchange that runs, in seconds."""
@@ -142,6 +145,9 @@ class Scraper:
             await asyncio.sleep(interval_s)
 
     async def _scrape(self, replica: Sending) -> None:
+        metrics = replica.dialect.metrics
+        if metrics is None:
+            return
         keys = ReplicaKeys(replica.name)
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.set(keys.lease, self._me, nx=True, px=int(LEASE_TTL_S * 1000))
@@ -155,21 +161,23 @@ class Scraper:
         if holder != self._me.encode():
             replica.reading = None if last is None else last.reading
             return
-        reading = await self._read(replica)
+        reading = await self._read(replica, metrics)
         if reading is None:
             return
         replica.reading = reading
+        if not metrics.counts_tokens:
+            return
         if last is not None and reading.asked_ms <= last.reading.answered_ms:
             return  # this clock is behind the last reader's: later
         added = advance(None if last is None else (last.epoch, last.reading), reading)
         await self._add(keys, added, reading, at or b"")
 
-    async def _read(self, replica: Sending) -> Reading | None:
+    async def _read(self, replica: Sending, metrics: MetricsPage) -> Reading | None:
         asked_ms = self._now_ms()
         try:
-            answer = await self._http.get(replica.url + "/metrics")
+            answer = await self._http.get(metrics.url(replica.url), headers=replica.control_headers)
             answer.raise_for_status()
-            reading = read_counters(answer.content, asked_ms=asked_ms, answered_ms=self._now_ms())
+            reading = read_counters(answer.content, metrics, asked_ms=asked_ms, answered_ms=self._now_ms())
         except (httpx.HTTPError, NoCounters) as error:
             if replica.name not in self._unread:
                 log.warning(

@@ -9,7 +9,6 @@ from ._documents import (
     AlertsSpec,
     ClassSpec,
     ContextSpec,
-    Engine,
     FleetSpec,
     GpuSpec,
     GroupSpec,

@@ -8,13 +8,14 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 from gateway.catalogue import Catalogue
+from gateway.engines import dialect_of
 
 from ._documents import GpuSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
 from ._limits import ScopeLimitsSpec
 from ._prices import EVERY_MODEL
-from ._problems import Steps
+from ._problems import Steps, shown
 from ._reader import Reader
-from ._rules import ANY_MODEL
+from ._rules import ANY_MODEL, check_origin
 from ._table import Document
 
 _Value = TypeVar("_Value")
@@ -49,6 +50,7 @@ def check(sources: list[Source], catalogue: Catalogue) -> Document:
     )
     _merge(sources, merged)
     _check_model_names(sources)
+    _check_engines(sources)
     _check_gpus(sources, catalogue)
     _check_keys(sources)
     _check_tenants(sources, merged)
@@ -101,6 +103,26 @@ def _check_model_names(sources: list[Source]) -> None:
             if replica.url in urls:
                 source.reader.problem((*steps, "url"), f"{replica.url} is in the list twice")
             urls.add(replica.url)
+
+
+def _check_engines(sources: list[Source]) -> None:
+    """What a model asks of its engine is what that can do, and an address is spoken to in one way."""
+    known: dict[str, ModelSpec] = {}
+    for source, model in _models(sources):
+        dialect = dialect_of(model.engine)
+        if model.engine_priority == "pass" and not dialect.priority_sign:
+            message = f"{model.engine} knows no priorities; leave it out"
+            source.reader.problem(("models", model.name, "engine_priority"), message)
+        if model.cache_isolation == "tenant" and not dialect.takes_cache_salt:
+            message = f"{model.engine} cannot keep tenants' cached prompts apart; leave it out"
+            source.reader.problem(("models", model.name, "cache_isolation"), message)
+        for steps, replica in _listed(source, model):
+            other = known.setdefault(replica.url, model)
+            if not dialect.has_base_path and (wrong := check_origin(replica.url)):
+                source.reader.problem((*steps, "url"), f"{shown(replica.url)} {wrong}")
+            elif (other.engine, other.api_key_env) != (model.engine, model.api_key_env):
+                message = f"{shown(replica.url)} is a replica of {other.name} too, with another engine or api_key_env"
+                source.reader.problem((*steps, "url"), message)
 
 
 def _replicas(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSpec]]:

@@ -9,13 +9,13 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from gateway.catalogue import Catalogue, Purchase, builtin
+from gateway.engines import EngineName
 from gateway.pricing import Price
 
 from ._limits import LimitsSpec, ScopeLimitsSpec
 from ._prices import EVERY_MODEL, PriceSpec, PricingSpec, TenantPriceSpec
 from ._scopes import Scope, ScopeKind, Scopes, scopes_with
 
-Engine = Literal["vllm"]
 JournalFailure = Literal["refuse", "serve"]
 StoreFailure = Literal["refuse", "degrade"]
 EnginePriority = Literal["pass", "ignore"]
@@ -55,11 +55,11 @@ class GpuSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSpec:
-    """One engine process. `url` is scheme://host:port without a trailing slash; `weight` its part of the requests where
-    they are placed by weight; `gpu` what it runs on where that differs from its model's. `kv_events` and `kv_replay`
-    are where it tells what it caches, as ZMQ addresses; None: it does not. With `data_parallel_ranks` it serves for so
-    many engines, each with a cache of its own; their ranks begin with `data_parallel_start_rank`, since those of all
-    nodes are numbered together."""
+    """One engine process. `url` is scheme://host:port without a trailing slash, of a hosted provider with its path;
+    `weight` its part of the requests where they are placed by weight; `gpu` what it runs on where that differs from its
+    model's. `kv_events` and `kv_replay` are where it tells what it caches, as ZMQ addresses; None: it does not. With
+    `data_parallel_ranks` it serves for so many engines, each with a cache of its own; their ranks begin with
+    `data_parallel_start_rank`, since those of all nodes are numbered together."""
 
     url: str
     weight: Decimal = Decimal(1)
@@ -135,21 +135,24 @@ class ContextSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A served model. `name` is what clients send; engines know it by the same name. `on_disconnect` is what happens to
-    an answer whose client hangs up: the engine stops, or finishes it and all of it is billed. `on_replica_loss` is what
-    happens to a stream whose replica dies: another goes on with it where that can be right, or it ends with an error.
+    """A served model. `name` is what clients send; engines know it by the same name, or by `engine_model`.
+    `api_key_env` names the environment variable with the key they want. `on_disconnect` is what happens to an answer
+    whose client hangs up: the engine stops, or finishes it and all of it is billed. `on_replica_loss` is what happens
+    to a stream whose replica dies: another goes on with it where that can be right, or it ends with an error.
     `hedge_after` and `hedge_after_ms`: when a stream that has no first byte yet is tried on a second replica as well,
-    at the later of the two; neither: never.
-    `tokenizer` is the path of its `tokenizer.json`; `limits` are of all tenants together. `engine_priority`: its
-    engines schedule by priority, and are told that of the request's class. `locality_tokens`: what a tenant may be
-    given out of its turn, where its prompt begins as the last one did. `cache_isolation`: whether tenants find
-    each other's prompts in the engines' caches, where the tenant itself says nothing else. `replicas`
-    are those of all `pools`, where it has any: in their order, each used when those before it have no room."""
+    at the later of the two; neither: never. `tokenizer` is the path of its `tokenizer.json`; `limits` are of all
+    tenants together. `engine_priority`: its engines schedule by priority, and are told that of the request's class.
+    `locality_tokens`: what a tenant may be given out of its turn, where its prompt begins as the last one did.
+    `cache_isolation`: whether tenants find each other's prompts in the engines' caches, where the tenant itself says
+    nothing else. `replicas` are those of all `pools`, where it has any: in their order, each used when those before it
+    have no room."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
-    engine: Engine = "vllm"
+    engine: EngineName = "vllm"
+    engine_model: str | None = None
+    api_key_env: str | None = None
     aliases: tuple[str, ...] = ()
     context_tokens: int | None = None
     context: ContextSpec | None = None
@@ -175,6 +178,11 @@ class ModelSpec:
     def hedges(self) -> bool:
         """Whether late streams are tried twice."""
         return self.hedge_after is not None or self.hedge_after_ms is not None
+
+    @property
+    def engine_name(self) -> str:
+        """What its engines call it."""
+        return self.engine_model or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,8 +207,6 @@ def _whole_key(text: str, *, in_sha256: bool) -> str:
 
 def _not_a_choice(text: str, shape: Choice) -> str:
     options = ", ".join(shape.options)
-    if text.lower() in shape.later:
-        return f"{shown(text)} is not supported yet: {options} now; {', '.join(shape.later)} later"
     close = get_close_matches(text.lower(), shape.options, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{shown(text)} is not one of them; {hint}write one of: {options}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from ._documents import ContextSpec, GpuSpec, ModelSpec, ReplicaSpec, RoutingSpec, TagsSpec
@@ -21,6 +21,7 @@ _NOT_FOR_TAGS = frozenset(
 )
 
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
+VARIABLE = r"[A-Z_][A-Z0-9_]{0,127}"
 PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
@@ -44,8 +45,9 @@ def check_name(text: str) -> str | None:
 
 
 def check_url(text: str) -> str | None:
-    """What is wrong with a replica's address, or None; with the address to write where one can be guessed."""
-    return _check_address(text) or _check_origin(urlsplit(text))
+    """What is wrong with a replica's address, or None; with the address to write where one can be guessed. Whether it
+    may have a path is for its engine to say: `check_origin`."""
+    return _check_address(text) or ("must not hold a query" if set(text) & set("?#") else None)
 
 
 def check_zmq(text: str) -> str | None:
@@ -82,8 +84,17 @@ def _check_address(text: str) -> str | None:
     return None
 
 
-def _check_origin(parts: SplitResult) -> str | None:
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
+def check_variable(text: str) -> str | None:
+    """What is wrong with the name of an environment variable, or None. Never repeats it: it may be the key itself."""
+    if re.fullmatch(VARIABLE, text):
+        return None
+    return "is the name of an environment variable, such as TOGETHER_API_KEY; the key itself stays out of the policies"
+
+
+def check_origin(text: str) -> str | None:
+    """What is wrong with the address of an engine that has no path of its own, or None."""
+    parts = urlsplit(text)
+    if parts.path not in ("", "/"):
         origin = f"{parts.scheme}://{parts.netloc}"
         return f"is only the replica's address, the gateway adds /v1/… itself: write {origin}"
     return None

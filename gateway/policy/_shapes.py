@@ -46,10 +46,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One of a few words. `later` are known and will come."""
+    """One of a few words."""
 
     options: tuple[str, ...]
-    later: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

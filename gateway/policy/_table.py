@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from gateway.catalogue import PURCHASES, builtin
+from gateway.engines import DIALECTS
 
 from . import _numbers as units
 from ._documents import (
@@ -33,6 +34,7 @@ from ._prices import OffPeakSpec, PriceSpec, PricingSpec, TenantPriceSpec, TierS
 from ._rules import (
     MODEL_NAME,
     PLAIN_NAME,
+    VARIABLE,
     check_context,
     check_gpu,
     check_model,
@@ -52,6 +54,7 @@ from ._rules import (
     check_time_zone,
     check_tokenizer,
     check_url,
+    check_variable,
     check_zmq,
 )
 from ._shapes import Choice, Field, ListOf, MapOf, Number, Record, Rule, Text, Unit
@@ -225,10 +228,11 @@ REPLICA = Record(
                 what="an address",
                 check=check_url,
                 normalise=lambda text: text.rstrip("/"),
-                pattern=r"https?://[^/\s]+/?",
+                pattern=r"https?://[^/\s]+(/[^?#\s]*)?",
             ),
             required=True,
-            about="Address of the engine, http://HOST:PORT, without a path.",
+            about="Address of the engine, http://HOST:PORT, without a path. A hosted provider's has the path before "
+            "/chat/completions.",
             aka=("base_url", "address", "host", "endpoint", "api_base"),
         ),
         "weight": Field(
@@ -445,9 +449,20 @@ MODEL = Record(
     check=check_model,
     fields={
         "engine": Field(
-            shape=Choice(options=("vllm",), later=("sglang", "tgi", "tensorrt-llm", "llamacpp", "triton")),
-            about="What the replicas run (default vllm).",
-            aka=("backend", "runtime"),
+            shape=Choice(options=tuple(DIALECTS)),
+            about="What the replicas run (default vllm); openai is any hosted provider behind OpenAI's API.",
+            aka=("backend", "runtime", "provider"),
+        ),
+        "engine_model": Field(
+            shape=_MODEL,
+            about="What the engines call this model, where that is not the name clients send.",
+            aka=("served_model_name", "provider_model", "upstream_model"),
+        ),
+        "api_key_env": Field(
+            shape=Text(what="an environment variable", check=check_variable, secret=True, pattern=VARIABLE),
+            about="Environment variable of the gateway that holds the key its engines want, sent as a bearer token. "
+            "The key itself is never written down.",
+            aka=("api_key_variable", "key_env"),
         ),
         "replicas": Field(
             shape=_POOL_REPLICAS,

@@ -28,6 +28,7 @@ class _Error(Struct):
 
 class _Event(Struct):
     error: Raw | UnsetType = UNSET
+    error_type: str | None = None
     type: str | None = None
     code: int | str | None = None
     message: Raw | UnsetType = UNSET
@@ -43,6 +44,9 @@ _STATUS_BY_TYPE = {
     "overloaded_error": 503,
     "ServiceUnavailableError": 503,
     "service_unavailable_error": 503,
+    "validation": 422,
+    "generation": 424,
+    "overloaded": 429,
 }
 
 
@@ -64,6 +68,8 @@ def in_band_error(data: bytes) -> InBandError | None:
             return InBandError(_status(error), b'{"error":%b}' % bytes(event.error))
     except _UNREADABLE:
         return None
+    if event.error is not UNSET and bytes(event.error)[:1] == b'"':  # TGI, as in its HTTP answers
+        return InBandError(_status(_Error(type=event.error_type)), payload)
     if event.type == "error":
         return InBandError(_status(_Error(code=event.code)), b'{"error":%b}' % payload)
     return None

@@ -10,10 +10,12 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _optional_members = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 _encode = msgspec.json.Encoder().encode
 
-_ASK_USAGE = {"include_usage": True, "continuous_usage_stats": True}
-_STREAM_OPTIONS = b'"stream_options":' + _encode(_ASK_USAGE)
+_ASK_LAST = {"include_usage": True}
+_ASK_RUNNING = {"include_usage": True, "continuous_usage_stats": True}
+_STREAM_OPTIONS_LAST = b'"stream_options":' + _encode(_ASK_LAST)
+_STREAM_OPTIONS_RUNNING = b'"stream_options":' + _encode(_ASK_RUNNING)
 _TOKEN_IDS = b'"return_token_ids":true'
-_STREAM_OPTIONS_AND_IDS = _STREAM_OPTIONS + b"," + _TOKEN_IDS
+_AND_TOKEN_IDS = b"," + _TOKEN_IDS
 
 
 def add_fields(body: bytes, fields: bytes) -> bytes:
@@ -32,15 +34,19 @@ def end_with_field(body: bytes, field: bytes) -> bytes:
     return b"%b,%b%b" % (body[:end], field, body[end:])
 
 
-def ask_usage(body: bytes, *, client_set: bool, token_ids: bool = False) -> bytes:
-    """`body` with `stream_options` that make vLLM report usage in every chunk. `client_set`: it holds some already,
-    whose other members stay. `token_ids`: ids are asked for too, of which the body says nothing yet."""
+def ask_usage(body: bytes, *, client_set: bool, running: bool = True, token_ids: bool = False) -> bytes:
+    """`body` with `stream_options` that make an engine report usage at a stream's end and, if `running`, in every
+    chunk; if not, it is not asked for that, whatever the client sent. `client_set`: it holds some already, whose other
+    members stay. `token_ids`: ids are asked for too, of which the body says nothing yet."""
     if not client_set:
-        return add_fields(body, _STREAM_OPTIONS_AND_IDS if token_ids else _STREAM_OPTIONS)
+        fields = _STREAM_OPTIONS_RUNNING if running else _STREAM_OPTIONS_LAST
+        return add_fields(body, fields + _AND_TOKEN_IDS if token_ids else fields)
     if token_ids:
         body = add_fields(body, _TOKEN_IDS)
-    sent = _optional_members.decode(_members.decode(body)["stream_options"])
-    return set_fields(body, {"stream_options": {**(sent or {}), **_ASK_USAGE}})
+    sent = _optional_members.decode(_members.decode(body)["stream_options"]) or {}
+    if not running:
+        sent.pop("continuous_usage_stats", None)
+    return set_fields(body, {"stream_options": {**sent, **(_ASK_RUNNING if running else _ASK_LAST)}})
 
 
 def set_fields(body: bytes, fields: Mapping[str, object]) -> bytes:

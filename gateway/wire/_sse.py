@@ -116,9 +116,16 @@ class _Choice(Struct):
     index: int = 0
 
 
+class _GroqPart(Struct):
+    usage: Raw | UnsetType = UNSET
+
+
 class _Chunk(Struct):
+    """`x_groq` is where Groq reported usage before it knew `stream_options`, and still does."""
+
     choices: list[_Choice] | UnsetType | None = UNSET
     usage: Raw | UnsetType = UNSET
+    x_groq: _GroqPart | UnsetType | None = UNSET
     error: Raw | UnsetType = UNSET
 
 
@@ -135,13 +142,24 @@ class CompletionScanner(StreamScanner):
 
     With `continuous_usage_stats` vLLM counts each choice for itself (0.24 and 0.32: `previous_num_tokens[i]`), and
     each prompt of a completions call for itself; only the last event has the sums. So a stream of several answers that
-    is cut is the sum over its choices of what each had reported last.
+    is cut is the sum over its choices of what each had reported last. Engines that do not know it and report beside a
+    choice all the same (Fireworks, Together, TGI before 2.4) mean the whole request: `per_choice` is False for them.
     """
 
-    def __init__(self, *, cut_usage_event: bool, cut_running_usage: bool, samples: int = 1, prompts: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        cut_usage_event: bool,
+        cut_running_usage: bool,
+        samples: int = 1,
+        prompts: int = 1,
+        per_choice: bool = True,
+    ) -> None:
         super().__init__()
         self._cut_usage_event = cut_usage_event
         self._cut_running_usage = cut_running_usage
+        self._per_choice = per_choice
+        self._prompts = prompts
         self._samples = samples
         self._single = samples * prompts == 1
         self._final: CompletionUsage | None = None
@@ -227,22 +245,29 @@ class CompletionScanner(StreamScanner):
         if chunk.error is not UNSET and bytes(chunk.error) != b"null":
             self.failed = True
         if chunk.usage is UNSET or bytes(chunk.usage) == b"null":
-            if not self._running and self._final is None:
+            if chunk.x_groq and chunk.x_groq.usage:
+                self._note(chunk, _usage_object(bytes(chunk.x_groq.usage)))
+            elif not self._running and self._final is None:
                 self.texts.add_choices(payload)
             return block
         usage = _usage_object(bytes(chunk.usage))
         if chunk.choices == []:
             self._final = usage
             return b"" if self._cut_usage_event else block
+        self._note(chunk, usage)
+        return without_member(block, payload, b"usage") if self._cut_running_usage else block
+
+    def _note(self, chunk: _Chunk, usage: CompletionUsage | None) -> None:
         if usage is not None:
-            self._running[chunk.choices[0].index if chunk.choices else 0] = usage
-        return _without_member(block, payload, b"usage") if self._cut_running_usage else block
+            self._running[chunk.choices[0].index if chunk.choices and self._per_choice else 0] = usage
 
     def usage(self) -> Usage | None:
         if self._final is not None:
             return self._final.usage()
         if not self._running:
             return None
+        if not self._per_choice:
+            return self._running[0].usage()
         reports = {index: report.usage() for index, report in self._running.items()}
         by_prompt = {index // self._samples: report for index, report in reports.items()}
         return sum_usage(by_prompt.values(), reports.values())
@@ -257,11 +282,15 @@ class CompletionScanner(StreamScanner):
 
     @property
     def prompts_told(self) -> int:
+        if not self._per_choice:
+            return self._prompts if self._running else 0
         return len({index // self._samples for index in self._running})
 
     @property
     def samples_begun(self) -> int:
         """vLLM opens all choices of a chat with the first token of one: only those with tokens have surely begun."""
+        if not self._per_choice:
+            return 1
         begun = dict.fromkeys((index // self._samples for index in self._running), 0)
         for index, report in self._running.items():
             begun[index // self._samples] += bool(report.completion_tokens)
@@ -383,8 +412,9 @@ class MessageScanner(StreamScanner):
         return self._deltas
 
 
-def scanner_for(view: RequestView) -> StreamScanner:
-    """The scanner that fits a request: which dialect, and what its client did not ask for."""
+def scanner_for(view: RequestView, *, per_choice: bool = True) -> StreamScanner:
+    """The scanner that fits a request: which dialect, and what its client did not ask for. `per_choice`: what the
+    engine says beside a choice is of that choice alone."""
     match view.endpoint:
         case Endpoint.RESPONSES:
             return ResponseScanner()
@@ -396,6 +426,7 @@ def scanner_for(view: RequestView) -> StreamScanner:
                 cut_running_usage=not view.wants_running_usage,
                 samples=view.samples,
                 prompts=view.prompts,
+                per_choice=per_choice,
             )
 
 
@@ -417,7 +448,7 @@ def payload_of(block: bytes) -> bytes:
     return b"\n".join(line[5:].removeprefix(b" ") for line in _LINE_END.split(block) if line.startswith(b"data:"))
 
 
-def _without_member(block: bytes, payload: bytes, name: bytes) -> bytes:
+def without_member(block: bytes, payload: bytes, name: bytes) -> bytes:
     """`block` without one member of its JSON object, every other byte kept."""
     span = member_span(payload, name)
     if span is None:

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.context import LocalCounts, least, load_tokenizer, most, prompt_texts, questions
+from gateway.context import LocalCounts, least, load_tokenizer, most, prompt_texts
+from gateway.engines import dialect_of
 from gateway.wire import Endpoint, parse
 from tests.real.conftest import INSTALLED, MODEL
 
@@ -88,8 +89,10 @@ def test_counts_are_the_engines_usage(url: str) -> None:
             if not least(view).total <= used <= most(view).total:
                 problems.append(f"{number}: {used} tokens, bounds {least(view).total} and {most(view).total}")
             tightest = min(tightest, 1 - used / most(view).total)
-            ((path, question),) = questions(view, body, MODEL)
-            told = http.post(path, content=question, headers={"content-type": "application/json"}).json()["count"]
+            (question,) = dialect_of("vllm").questions(view, body, MODEL)
+            told = http.post(question.path, content=question.body, headers={"content-type": "application/json"}).json()[
+                "count"
+            ]
             if told != used:
                 problems.append(f"{number}: /tokenize says {told}, usage {used}")
             by_engine += told == used
@@ -171,8 +174,8 @@ def test_the_bounds_hold_for_what_has_many_tokens_for_its_bytes(url: str) -> Non
                 if not least(view).total <= used <= most(view).total:
                     problems.append(f"{number}: {used} tokens, bounds {least(view).total} and {most(view).total}")
                 headers = {"content-type": "application/json"}
-                asked = questions(view, body, MODEL)
-                told = [http.post(path, content=question, headers=headers).json() for path, question in asked]
+                asked = dialect_of("vllm").questions(view, body, MODEL)
+                told = [http.post(one.path, content=one.body, headers=headers).json() for one in asked]
                 counted = sum(count["count"] if "count" in count else count["input_tokens"] for count in told)
                 if asked and counted != used:
                     problems.append(f"{number}: the tokenizer says {counted}, usage {used}")

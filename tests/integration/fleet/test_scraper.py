@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from redis.asyncio import Redis
 
 from gateway.audit import audit
 from gateway.audit._span import _intervals
+from gateway.engines import Dialect, MetricsPage, dialect_of
 from gateway.fleet import Reading, Scraper
 from gateway.store import ReplicaKeys
 from tests.integration.fleet.test_probes import Engine
@@ -47,6 +48,8 @@ class Sent:
     requests_sent: int = 0
     oldest_s: float | None = None
     reading: Reading | None = None
+    dialect: Dialect = field(default_factory=lambda: dialect_of("vllm"))
+    control_headers: dict[str, str] = field(default_factory=dict)
 
     def oldest_exchange_s(self) -> float | None:
         return self.oldest_s
@@ -120,8 +123,8 @@ async def test_a_reading_that_another_overtook_is_not_added(redis: Redis, engine
         await first.scrape()
         read = first._read
 
-        async def paused(replica: Sent) -> object:
-            found = await read(replica)
+        async def paused(replica: Sent, metrics: MetricsPage) -> object:
+            found = await read(replica, metrics)
             await redis.delete(ReplicaKeys("engine:1").lease)
             clock.advance_s(10)
             await second.scrape()

@@ -22,9 +22,9 @@ from gateway.context import (
     most,
     output_most,
     prompt_most,
-    questions,
     surely_fits,
 )
+from gateway.engines import dialect_of
 from gateway.errors import RefusedBy
 from gateway.policy import ClassSpec, ContextSpec, KeySpec, LimitsSpec, ModelSpec, TenantSpec
 from gateway.wire import Endpoint, RequestView, parse
@@ -159,7 +159,8 @@ def test_the_refusal_names_the_endpoints_own_field(endpoint: Endpoint, param: st
 
 def asked(endpoint: Endpoint, **body: Any) -> list[tuple[str, Any]]:
     raw = json.dumps({"model": "small", **body}).encode()
-    return [(path, json.loads(question)) for path, question in questions(parse(endpoint, raw), raw, "tiny")]
+    asked = dialect_of("vllm").questions(parse(endpoint, raw), raw, "tiny")
+    return [(question.path, json.loads(question.body)) for question in asked]
 
 
 def test_questions_to_the_tokenizer() -> None:

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.engines import dialect_of
 from gateway.fleet._counters import NoCounters, Reading, advance, read_counters
 from tests.conformance.simulator.recordings import recorded
+
+PAGE = dialect_of("vllm").metrics
+assert PAGE is not None
 
 
 def reading(at_ms: int, started_ms: int | None, **counters: int) -> Reading:
@@ -18,7 +22,7 @@ def reading(at_ms: int, started_ms: int | None, **counters: int) -> Reading:
 
 def test_a_recorded_page_of_vllm_is_read() -> None:
     """Tokens, HTTP requests on the paths that cost GPU time (not /tokenize), ends by reason, the process' start."""
-    read = read_counters(recorded("metrics_after_recording").body, asked_ms=5, answered_ms=9)
+    read = read_counters(recorded("metrics_after_recording").body, PAGE, asked_ms=5, answered_ms=9)
     assert (read.asked_ms, read.answered_ms, read.started_ms, read.running) == (5, 9, 1_795_462_925_980, 0)
     assert read.counters["prompt"] == 10_427
     assert read.counters["cached"] == 5_088
@@ -30,7 +34,7 @@ def test_a_recorded_page_of_vllm_is_read() -> None:
 
 def test_the_caches_size_and_use_are_read() -> None:
     """23,847 blocks of 16, one of which vLLM keeps for itself."""
-    idle = read_counters(recorded("metrics_idle").body, asked_ms=0, answered_ms=0)
+    idle = read_counters(recorded("metrics_idle").body, PAGE, asked_ms=0, answered_ms=0)
     assert (idle.kv_tokens, idle.kv_usage, idle.waiting, idle.preemptions) == (23_846 * 16, 0.0, 0, 0)
 
 
@@ -47,7 +51,7 @@ def test_gauges_of_ranks_are_added_up_but_for_the_fullest() -> None:
             for rank in (0, 1)
         ),
     ]
-    read = read_counters("\n".join(lines).encode(), asked_ms=0, answered_ms=0)
+    read = read_counters("\n".join(lines).encode(), PAGE, asked_ms=0, answered_ms=0)
     assert (read.waiting, read.running, read.kv_usage, read.preemptions) == (5, 5, 0.6, 8)
     assert read.kv_tokens == 2 * 1600
 
@@ -60,7 +64,7 @@ def test_ranks_of_one_server_are_added_up() -> None:
         'vllm:prompt_tokens_totally{engine="0"} 5',
         'vllm:generation_tokens_total{engine="0"} 3.0',
     ]
-    assert read_counters("\n".join(lines).encode(), asked_ms=0, answered_ms=0).counters == {
+    assert read_counters("\n".join(lines).encode(), PAGE, asked_ms=0, answered_ms=0).counters == {
         "prompt": 10_000_010,
         "generation": 3,
     }
@@ -72,13 +76,13 @@ def test_ranks_of_one_server_are_added_up() -> None:
 )
 def test_what_is_no_engines_page_is_refused(page: bytes) -> None:
     with pytest.raises(NoCounters):
-        read_counters(page, asked_ms=0, answered_ms=0)
+        read_counters(page, PAGE, asked_ms=0, answered_ms=0)
 
 
 @given(st.binary(max_size=300), st.lists(st.sampled_from([b"vllm:prompt_tokens_total", b"{", b"}", b" ", b"\n", b"1"])))
 def test_any_bytes_are_read_or_refused(noise: bytes, pieces: list[bytes]) -> None:
     with contextlib.suppress(NoCounters):
-        read_counters(noise + b"\n" + b"".join(pieces), asked_ms=0, answered_ms=0)
+        read_counters(noise + b"\n" + b"".join(pieces), PAGE, asked_ms=0, answered_ms=0)
 
 
 def test_the_first_reading_adds_nothing() -> None:

@@ -176,12 +176,20 @@ FIELDS = [
         "tenants.acme.limits.budget_period: 'Month' is not one of them; did you mean 'month'? write one of: ",
     ),
     (
-        in_model("engine: sglang"),
-        "models.m.engine: 'sglang' is not supported yet: vllm now; sglang, tgi, tensorrt-llm, llamacpp, triton later",
+        in_model("engine: tgi\n    engine_priority: pass"),
+        "models.m.engine_priority: tgi knows no priorities; leave it out",
+    ),
+    (
+        in_model("engine: llamacpp\n    cache_isolation: tenant"),
+        "models.m.cache_isolation: llamacpp cannot keep tenants' cached prompts apart; leave it out",
+    ),
+    (
+        in_model("api_key_env: sk-0123456789"),
+        "models.m.api_key_env: is the name of an environment variable, such as TOGETHER_API_KEY; the key itself stays",
     ),
     (
         in_model("engine: vlllm"),
-        "models.m.engine: 'vlllm' is not one of them; did you mean 'vllm'? write one of: vllm",
+        "models.m.engine: 'vlllm' is not one of them; did you mean 'vllm'? write one of: vllm, sglang, ",
     ),
     (in_model("gpu: {count: 2}"), "models.m.gpu: needs either sku (its price is in the catalogue) or usd_per_hour"),
     (
@@ -305,7 +313,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_files(tmp_path: Path)
     """Two files with four faults: four lines, by file and line."""
     told = problems(
         tmp_path,
-        "models:\n  m:\n    engine: tgi\n    replicas: [{}]\n",
+        "models:\n  m:\n    engine: tgif\n    replicas: [{}]\n",
         "tenants:\n  acme:\n    class: slow\n    limits: {tokens_per_minute: 1k}\n",
     )
     assert [line.split(": ")[:2] for line in told] == [
@@ -435,7 +443,7 @@ def test_a_budget_needs_prices(tmp_path: Path) -> None:
 def test_one_fault_is_not_told_as_two(tmp_path: Path) -> None:
     """A model that could not be read still exists for its tenants, a price that could not be read is still one."""
     text = (
-        'models:\n  m: {replicas: [{url: "http://a:1"}], engine: tgi, price: {output_usd_per_mtok: x}}\n'
+        'models:\n  m: {replicas: [{url: "http://a:1"}], engine: tgif, price: {output_usd_per_mtok: x}}\n'
         "tenants: {a: {models: [m], limits: {budget_usd: 5}}}\n"
     )
     assert [line.split(": ")[1] for line in problems(tmp_path, text)] == [

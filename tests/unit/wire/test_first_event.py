@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from gateway.wire import engine_refusal, first_event_is_whole, in_band_error
+from gateway.engines import engine_refusal
+from gateway.wire import first_event_is_whole, in_band_error
 from tests.integration.gateway.engine import recording
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire import Endpoint, Usage, engine_refusal, read_answer
+from gateway.engines import engine_refusal
+from gateway.wire import Endpoint, Usage, read_answer
 from tests.integration.gateway.engine import recording
 
 

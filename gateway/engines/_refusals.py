@@ -1,7 +1,8 @@
 """An engine's error answer, told to the client in OpenAI's shape and without the engine's own insides.
 
-vLLM 0.24 puts Python source paths and excerpts of the request into validation messages, and answers some paths with
-FastAPI's `{"detail": ...}`; both are recorded in tests/conformance.
+Engines write errors in four shapes: OpenAI's `{"error": {"message": ...}}` (vLLM, llama.cpp, hosted providers), the
+same without `error` around it (SGLang, TensorRT-LLM), `{"error": "text"}` (TGI), and FastAPI's `{"detail": ...}`
+(Triton, and vLLM on some paths). vLLM 0.24 puts Python source paths and excerpts of the request into messages.
 """
 
 from __future__ import annotations
@@ -21,15 +22,24 @@ class _Error(Struct):
 
 
 class _Body(Struct):
-    error: _Error | None = None
+    error: _Error | str | None = None
     detail: Raw = Raw()
     message: str = ""
+    param: str | None = None
 
 
 _body = msgspec.json.Decoder(_Body)
 _LOCATION = re.compile(r"'loc': (\((?:[^()']|'[^']*')*\)|'[^']*')")
 _MESSAGE = re.compile(r"""'msg': (?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
-_CONTEXT = re.compile(r"maximum context length|max_model_len|context window", re.IGNORECASE)
+_CONTEXT = re.compile(
+    r"maximum context length|max_model_len|context window"
+    r"|available context size"  # llama.cpp
+    r"|model's context length"  # SGLang
+    r"|max_num_tokens|max_seq_len"  # TensorRT-LLM
+    r"|`?inputs`? (?:tokens \+ `max_new_tokens` )?must (?:be <=|have less than)"  # TGI
+    r"|context length",  # hosted providers
+    re.IGNORECASE,
+)
 _UNION_MEMBER = re.compile(r"\.[A-Z]\w*(?=\.|$)")
 """pydantic puts the engine's class names into a location, one for each shape a value might have had."""
 _SUFFIX = re.compile(r"\s*\(parameter=[^()]*\)\s*$")
@@ -50,8 +60,8 @@ def engine_refusal(status: int, body: bytes) -> Refusal:
         return Refusal(status=502, code="engine_error", message="The model's engine failed on this request. Try again.")
     message, param = _cleaned(message, param)
     code = _CODES.get(status, f"engine_{status}")
-    if status == 400 and _CONTEXT.search(message):
-        code = "context_length_exceeded"
+    if status in (400, 413, 422) and _CONTEXT.search(message):
+        status, code = 400, "context_length_exceeded"
     return Refusal(
         status=status, code=code, message=message or f"The engine refused the request ({status}).", param=param
     )
@@ -62,11 +72,13 @@ def _told(body: bytes) -> tuple[str, str | None]:
         told = _body.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return "", None
+    if isinstance(told.error, str):
+        return told.error, None
     if told.error is not None:
         return told.error.message, told.error.param
     if bytes(told.detail)[:1] == b'"':
         return msgspec.json.decode(told.detail, type=str), None
-    return told.message, None
+    return told.message, told.param
 
 
 def _cleaned(message: str, param: str | None) -> tuple[str, str | None]:

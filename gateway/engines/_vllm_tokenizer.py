@@ -1,4 +1,4 @@
-"""The questions to an engine's own tokenizer whose answers add up to a request's prompt tokens."""
+"""The questions to vLLM's tokenizer whose answers add up to a request's prompt tokens. SGLang takes the plain ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from msgspec import Raw
 
 from gateway.wire import Endpoint, RequestView
 
+from ._dialect import Question
+
 _members = msgspec.json.Decoder(dict[str, Raw])
 _prompts = msgspec.json.Decoder(list[Raw])
 _encode = msgspec.json.Encoder().encode
 _NOTHING = Raw()
 
+TOKENIZE = "/tokenize"
 _CHAT_FIELDS = (
     "messages",
     "tools",
@@ -40,42 +43,71 @@ class _Item(msgspec.Struct):
     content: str | list[_Part]
 
 
+class _TokenCount(msgspec.Struct):
+    count: int | None = None
+    input_tokens: int | None = None
+
+
 _items = msgspec.json.Decoder(list[_Item])
+_told = msgspec.json.Decoder(_TokenCount)
 
 
-def questions(view: RequestView, body: bytes, model: str) -> list[tuple[str, bytes]]:
-    """(path, JSON body) of each question, one per prompt; empty when the tokenizer cannot be asked about this request.
+def count_told(answer: bytes) -> int | None:
+    """The count in the answer. Raises `msgspec.DecodeError` for what is none."""
+    told = _told.decode(answer)
+    return told.input_tokens if told.count is None else told.count
+
+
+def _ask(path: str, body: dict[str, object]) -> Question:
+    return Question(path, _encode(body), count_told)
+
+
+def questions(view: RequestView, body: bytes, model: str) -> list[Question]:
+    """One per prompt; empty when the tokenizer cannot be asked about this request.
 
     vLLM's `/tokenize` takes what its chat and completions endpoints take; `/v1/messages/count_tokens` what Messages
     takes. A Responses request is asked as the chat its items make.
     """
     members = _members.decode(body)
     match view.endpoint:
+        case Endpoint.COMPLETIONS | Endpoint.EMBEDDINGS:
+            return prompt_questions(view, body, model)
         case Endpoint.CHAT:
             chat: dict[str, object] = {name: members[name] for name in _CHAT_FIELDS if name in members}
             if effort := _effort(members):
                 chat["chat_template_kwargs"] = effort
-            return [("/tokenize", _encode({"model": model, **chat}))]
-        case Endpoint.COMPLETIONS | Endpoint.EMBEDDINGS:
-            raw = members.get("prompt" if view.endpoint is Endpoint.COMPLETIONS else "input")
-            if raw is None or view.prompt_tokens is not None or view.open_ended or "prompt_embeds" in members:
-                return []
-            prompts = [raw] if _is_string(raw) else _prompts.decode(raw)
-            extra = {name: members[name] for name in ("add_special_tokens",) if name in members}
-            return [("/tokenize", _encode({"model": model, "prompt": prompt, **extra})) for prompt in prompts]
+            return [_ask("/tokenize", {"model": model, **chat})]
         case Endpoint.MESSAGES:
             wanted = {name: members[name] for name in _MESSAGES_FIELDS if name in members}
-            return [("/v1/messages/count_tokens", _encode({"model": model, **wanted}))]
+            return [_ask("/v1/messages/count_tokens", {"model": model, **wanted})]
         case Endpoint.RESPONSES:
             messages = [] if view.open_ended or _has_more_than_input(members) else _response_messages(members)
-            return [("/tokenize", _encode({"model": model, "messages": messages}))] if messages else []
+            return [_ask("/tokenize", {"model": model, "messages": messages})] if messages else []
         case _:
             return []
 
 
-def text_questions(texts: Sequence[str], model: str) -> list[tuple[str, bytes]]:
+def prompt_questions(
+    view: RequestView, body: bytes, model: str, *, path: str = TOKENIZE, only_prompt: bool = False
+) -> list[Question]:
+    """Those of a request whose prompts are plain texts. `only_prompt`: the tokenizer takes nothing else."""
+    if view.endpoint not in (Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS):
+        return []
+    members = _members.decode(body)
+    raw = members.get("prompt" if view.endpoint is Endpoint.COMPLETIONS else "input")
+    if raw is None or view.prompt_tokens is not None or view.open_ended or "prompt_embeds" in members:
+        return []
+    prompts = [raw] if _is_string(raw) else _prompts.decode(raw)
+    extra = {} if only_prompt else {name: members[name] for name in ("add_special_tokens",) if name in members}
+    return [_ask(path, {"model": model, "prompt": prompt, **extra}) for prompt in prompts]
+
+
+def text_questions(
+    texts: Sequence[str], model: str, *, path: str = TOKENIZE, only_prompt: bool = False
+) -> list[Question]:
     """The same for generated texts, which have no tokens of a template around them."""
-    return [("/tokenize", _encode({"model": model, "prompt": text, "add_special_tokens": False})) for text in texts]
+    extra = {} if only_prompt else {"add_special_tokens": False}
+    return [_ask(path, {"model": model, "prompt": text, **extra}) for text in texts]
 
 
 def _response_messages(members: dict[str, Raw]) -> list[dict[str, str]]:
