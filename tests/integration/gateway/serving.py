@@ -43,6 +43,7 @@ def policies(
     ledger: dict[str, Any] | None = None,
     service: dict[str, Any] | None = None,
     rival_uses: str = "other",
+    discover: dict[str, Any] | None = None,
     tenant: dict[str, Any] | None = None,
     key: dict[str, Any] | None = None,
     rival: dict[str, Any] | None = None,
@@ -55,6 +56,8 @@ def policies(
     its key, `rival` of the other tenant; `changes` are made to the model.
     """
     served: dict[str, Any] = {"replicas": [{"url": engine.url} for engine in engines]}
+    if discover is not None:
+        served = {"discover": discover}
     if "pools" in changes:
         served = {"pools": changes["pools"]}
     model: dict[str, Any] = served | {"price": PRICE}
