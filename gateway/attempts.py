@@ -247,11 +247,12 @@ class Attempts(Struct, frozen=True, kw_only=True):
         )
         self.note_failed(failed, error or reason)
 
-    def note_failed(self, failed: FailedAttempt, why: object) -> None:
-        """What an attempt burnt is the platform's loss: told in the event, in metrics and in the log."""
+    def note_failed(self, failed: FailedAttempt, why: object, *, counted: int = 0) -> None:
+        """What an attempt burnt is the platform's loss: told in the event, in metrics and in the log. So many of its
+        input tokens have been counted already."""
         self.call.failed_attempts += (failed,)
         metrics = self.telemetry.metrics
         metrics.retries.labels(failed.replica, failed.code).inc()
-        metrics.lost_tokens.labels(failed.replica, "input").inc(failed.input_tokens)
+        metrics.lost_tokens.labels(failed.replica, "input").inc(failed.input_tokens - counted)
         metrics.lost_tokens.labels(failed.replica, "output").inc(failed.output_tokens)
         log.warning("replica %s: %s", failed.replica, why, extra={"data": {"request_id": self.call.id}})

@@ -91,18 +91,22 @@ class Failover:
     async def _goes_on(self, code: str, error: Exception | None) -> bool:
         """Whether there is another answer now."""
         attempts, lost = self._attempts, self.answer
-        outcomes = attempts.telemetry.metrics.lost_streams
+        metrics = attempts.telemetry.metrics
         lost.close()
         chosen = self._chosen()
         answer = None if chosen is None else await attempts.open_again(chosen, lost.replica)
         if chosen is None or answer is None:
             attempts.call.replica, attempts.call.pool = lost.replica.name, attempts.model.pool_of(lost.replica)
-            outcomes.labels(attempts.call.model, "error").inc()
+            metrics.lost_streams.labels(attempts.call.model, "error").inc()
             return False
         self.answer = answer
         self._moves += 1
-        outcomes.labels(attempts.call.model, chosen.by).inc()
-        attempts.note_failed(self._left_behind(lost.replica.name, code, chosen), error or code)
+        metrics.lost_streams.labels(attempts.call.model, chosen.by).inc()
+        call = attempts.call
+        counted = call.replayed_input_tokens
+        attempts.note_failed(self._left_behind(lost.replica.name, code, chosen), error or code, counted=counted)
+        if chosen.by != "anew":
+            metrics.lost_tokens.labels(call.replica, "input").inc(call.replayed_input_tokens)
         return True
 
     def _left_behind(self, replica: str, code: str, chosen: Continuation) -> FailedAttempt:

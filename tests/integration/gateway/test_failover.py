@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -152,6 +153,10 @@ async def test_replicas_that_die_one_after_the_other(fleet: Fleet) -> None:
     assert [attempt.get("delivered_input_tokens", 0) for attempt in event["failed_attempts"]] == [prompt, 0, 0]
     assert [attempt.get("input_tokens", 0) for attempt in event["failed_attempts"]] == [0, prompt + 2, prompt + 5]
     assert event["replayed_input_tokens"] == prompt + 8
+    exposed = (await fleet.served.get("/metrics")).body.decode()
+    told = re.findall(r'mtok_lost_tokens_total\{kind="input",replica="[^"]+"\} (\S+)', exposed)
+    assert sum(map(float, told)) == (prompt + 2) + (prompt + 5) + (prompt + 8)
+    assert 'mtok_lost_streams_total{how="token_ids",model="tiny"} 3.0' in exposed
 
 
 @pytest.mark.parametrize("after_chunks", [1, 2])
