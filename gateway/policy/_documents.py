@@ -96,10 +96,21 @@ def rank_name(replica: str, rank: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """Some of a model's replicas, which are used together: one pool after the other."""
+    """Some of a model's replicas, which are used together: one pool after the other. With an engine, a key or a price
+    of its own it is a last resort, apart from the model's other pools: a hosted provider, mostly."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
+    engine: EngineName | None = None
+    engine_model: str | None = None
+    api_key_env: str | None = None
+    price: PriceSpec | None = None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it is a last resort."""
+        own = (self.engine, self.engine_model, self.api_key_env, self.price)
+        return any(value is not None for value in own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
