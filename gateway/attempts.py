@@ -51,7 +51,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
         tried: set[Replica] = set()
         lost = busy = False
         while self._untried(tried):
-            if (lost or busy) and not self._may_try_again():
+            if (lost or busy) and not self.may_try_again():
                 break
             replica = await self._next(tried)
             try:
@@ -206,7 +206,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
         self.call.replica, self.call.pool = replica.name, self.model.pool_of(replica)
         self._meter_at(replica)
 
-    def _may_try_again(self) -> bool:
+    def may_try_again(self) -> bool:
         """Nothing has reached the client, so that another replica may answer: as long as the client waits for it, and
         while not too many requests are tried again."""
         now_ms = self.clock.now_ms()

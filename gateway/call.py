@@ -200,6 +200,19 @@ class Reservation:
         self._stood_s = 0.0
 
     @property
+    def price(self) -> Price | None:
+        """What it is billed at; None: nothing."""
+        return self._price
+
+    def pay(self, price: Price | None) -> None:
+        """It is billed at this price, which is not beyond what is held: see `Price.dearest`."""
+        self._price = price
+        headers = self._call.headers
+        headers[:] = [header for header in headers if header[0] != PRICE_EPOCH]
+        if price is not None:
+            headers.append((PRICE_EPOCH, price.epoch.encode()))
+
+    @property
     def extends(self) -> bool:
         """Whether it holds more as the answer grows: then nothing goes to the client before `cover` has said so."""
         return self._holding.extends

@@ -32,6 +32,7 @@ from gateway.relay import (
     read_whole,
     stream_error,
 )
+from gateway.resorts import Elsewhere, has_no_room
 from gateway.slices import HoldEnded, pump_sliced
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
@@ -40,13 +41,15 @@ from gateway.wire import ContinuableScanner, RequestView, StreamScanner, answer_
 log = logging.getLogger(__name__)
 
 
-class Exchange(Struct, frozen=True, kw_only=True):
-    """One request at the engines; without a `slot` nothing bounds where and when it runs."""
+class Exchange(Struct, kw_only=True):
+    """One request at the engines; without a `slot` nothing bounds where and when it runs. `elsewhere` is where it may
+    run if those of its model have no room in time: then `model`, `attempts`, `slot` and `keeps` are that one's."""
 
     call: Call
     view: RequestView
     model: ModelFleet
     attempts: Attempts
+    elsewhere: Sequence[Elsewhere]
     slot: Slot | None
     reservation: Reservation
     watch: ClientWatch
@@ -83,7 +86,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
 
     async def _run(self) -> None:
         try:
-            answer = await self.attempts.open()
+            answer = await self._open()
         except Interrupted:
             if self.watch.gone:
                 await self._settle(Outcome("client_gone", self._meter.cut()))
@@ -106,6 +109,30 @@ class Exchange(Struct, frozen=True, kw_only=True):
         finally:
             answer.close()
 
+    async def _open(self) -> Answer:
+        """The answer. Raises what `Attempts.open` does."""
+        try:
+            return await self.attempts.open()
+        except Refused as refused:
+            if not (self.elsewhere and has_no_room(refused.refusal, self.attempts)):
+                raise
+            own = refused.refusal
+        self.attempts.placement.ended()
+        if self.slot is not None:
+            self.slot.ended(None)
+        price, self.slot, self.keeps = self.reservation.price, None, "nothing"
+        for elsewhere in self.elsewhere:
+            self.reservation.pay(elsewhere.price)
+            self.attempts = elsewhere.attempts()
+            self.model = self.attempts.model
+            try:
+                return await self.attempts.open()
+            except Refused as refused:
+                said = refused.refusal.code
+                log.warning("no answer at a last resort: %s", said, extra={"data": {"request_id": self.call.id}})
+        self.reservation.pay(price)
+        raise Refused(own)
+
     async def _settle(self, outcome: Outcome) -> None:
         """The engine has ended, so its slot is free before the client has read what is left."""
         placement = self.attempts.placement
@@ -116,7 +143,7 @@ class Exchange(Struct, frozen=True, kw_only=True):
         if self.slot is not None:
             self.slot.ended(outcome.metered.usage)
         await self.reservation.settle(outcome)
-        if outcome.status == "ok" and not outcome.metered.estimated:
+        if outcome.status == "ok" and not (outcome.metered.estimated or self.model.is_resort):
             usage, body = outcome.metered.usage, self.attempts.body
             self.counter.answered(self.model, self.view, body, usage.input_tokens)
             self.cache_events.answered(self.model, self.view, body, placement, usage)

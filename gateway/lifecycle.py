@@ -21,7 +21,7 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from msgspec import Struct
@@ -61,6 +61,7 @@ from gateway.policy import ClassSpec, Policies, RoutingSpec, Scopes, TenantSpec
 from gateway.pricing import Price
 from gateway.reading import ClientGone, body_at_hand, read_body
 from gateway.relay import CLIENT, Client, ClientWatch, Message, Outgoing, Receive, stream_error
+from gateway.resorts import Elsewhere, Resort, cover
 from gateway.routing import Loads, Query, Router, chain_seed, prefix_chain, session_of
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -85,14 +86,17 @@ _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"endpoint-load-metrics-f
 
 
 class Terms(Struct, frozen=True, kw_only=True):
-    """What the policies in force say of a tenant's requests with one key for one model."""
+    """What the policies in force say of a tenant's requests with one key for one model. `cover` is the price that a
+    budget holds them at: the dearest of `price`, the model's own, and its last resorts'."""
 
     tenant: TenantSpec
     service: ClassSpec
     scopes: Scopes
     limits: ContextLimits
     price: Price | None
+    cover: Price | None
     router: Router
+    resorts: Sequence[Resort]
     isolated: bool
 
 
@@ -193,13 +197,12 @@ class Lifecycle:
             )
             # Taken now: policies may change at any wait, and this request keeps those it was admitted by.
             terms = self._terms_of(tenant, call.key, model)
-            limits = terms.limits
             salt = await self._salt(terms, view, model) if terms.isolated and endpoint.computes else ""
-            if not surely_fits(view, limits):
-                size = await self._measure(call, view, size, body=body, model=model, limits=limits)
-            bound = granted(view, size, limits)
-            view, limits = bounded(view, limits, bound)
-            holding = Holding.of(view, size, limits, price=terms.price, tenant=tenant.limits, scopes=terms.scopes)
+            if not surely_fits(view, terms.limits):
+                size = await self._measure(call, view, size, body=body, model=model, limits=terms.limits)
+            bound = granted(view, size, terms.limits)
+            view, limits = bounded(view, terms.limits, bound)
+            holding = Holding.of(view, size, limits, price=terms.cover, tenant=tenant.limits, scopes=terms.scopes)
             if await self._floods.refuses(call, tenant, terms.scopes, terms.price, holding, outgoing=outgoing):
                 return
             async with self._reserve(
@@ -223,33 +226,28 @@ class Lifecycle:
                         query=query,
                         is_retry=given.get(b"x-stainless-retry-count", b"0") != b"0",
                     )
+                    at = partial(
+                        self._attempts,
+                        call,
+                        view,
+                        body,
+                        given=given,
+                        query=query,
+                        priority=terms.service.priority,
+                        bound=reservation.output_cap or bound,
+                        meter=reservation.meter,
+                        watch=watch,
+                    )
                     await Exchange(
                         call=call,
                         view=view,
                         model=model,
-                        attempts=Attempts(
-                            call=call,
-                            view=view,
-                            body=engine_body(
-                                model.dialect,
-                                view,
-                                body,
-                                model=model.spec.engine_name,
-                                bound=reservation.output_cap or bound,
-                                priority=terms.service.priority if model.spec.engine_priority == "pass" else None,
-                                salt=salt,
-                                token_ids=keeps == "token_ids",
-                            ),
-                            passed_on=_passed_on(given),
-                            patience_s=given.get(b"x-stainless-timeout", b""),
-                            model=model,
-                            placement=Placement(terms.router, query, self.clock.now_ms, has_ranks=model.has_ranks),
-                            slot=slot,
-                            meter=reservation.meter,
-                            watch=watch,
-                            telemetry=self.telemetry,
-                            clock=self.clock,
-                        ),
+                        attempts=at(model, router=terms.router, salt=salt, slot=slot, token_ids=keeps == "token_ids"),
+                        elsewhere=[
+                            Elsewhere(price=resort.price, attempts=partial(at, resort.model, router=resort.router))
+                            for resort in terms.resorts
+                            if resort.serves(endpoint, isolated=terms.isolated)
+                        ],
                         slot=slot,
                         reservation=reservation,
                         watch=watch,
@@ -310,17 +308,25 @@ class Lifecycle:
             if len(self._terms) >= TERMS_MAX:
                 self._terms.clear()
             service = self.policies.class_of(tenant)
-            context_tokens = model.context_tokens
+            context_tokens, name = model.context_tokens, model.spec.name
+            price, resorts = self.tariffs.of(tenant, name), [self._resort(tenant, resort) for resort in model.resorts]
             terms = self._terms[of] = Terms(
                 tenant=tenant,
                 service=service,
                 scopes=self.policies.scopes_of(tenant, key, model.spec.name),
                 limits=limits_for(tenant, key, service=service, model=model.spec, context_tokens=context_tokens),
-                price=self.tariffs.of(tenant, model.spec.name),
+                price=price,
+                cover=cover(price, resorts),
+                resorts=resorts,
                 router=self.routers.by_model[model.spec.name],
                 isolated=tenant.isolated_on(model.spec),
             )
         return terms
+
+    def _resort(self, tenant: TenantSpec, model: ModelFleet) -> Resort:
+        name, pool = model.spec.name, model.spec.pools[0].name
+        price = self.tariffs.pool(name, pool) or self.tariffs.of(tenant, name)
+        return Resort(model=model, router=self.routers.resort(name, pool), price=price)
 
     async def _salt(self, terms: Terms, view: RequestView, model: ModelFleet) -> str:
         """The `cache_salt` that keeps this tenant's cached blocks from the others. Raises `Refused` where they could
@@ -393,6 +399,49 @@ class Lifecycle:
             return await self.counter.count(model, view, body)
         finally:
             self._counting -= 1
+
+    def _attempts(
+        self,
+        call: Call,
+        view: RequestView,
+        body: bytes,
+        model: ModelFleet,
+        *,
+        given: Mapping[bytes, bytes],
+        router: Router,
+        query: Query,
+        priority: int,
+        bound: int | None,
+        meter: Meter,
+        watch: ClientWatch,
+        salt: str = "",
+        slot: Slot | None = None,
+        token_ids: bool = False,
+    ) -> Attempts:
+        """What to send to the replicas of the model, or of one of its last resorts, and how."""
+        return Attempts(
+            call=call,
+            view=view,
+            body=engine_body(
+                model.dialect,
+                view,
+                body,
+                model=model.spec.engine_name,
+                bound=bound,
+                priority=priority if model.spec.engine_priority == "pass" else None,
+                salt=salt,
+                token_ids=token_ids,
+            ),
+            passed_on=_passed_on(given),
+            patience_s=given.get(b"x-stainless-timeout", b""),
+            model=model,
+            placement=Placement(router, query, self.clock.now_ms, has_ranks=model.has_ranks),
+            slot=slot,
+            meter=meter,
+            watch=watch,
+            telemetry=self.telemetry,
+            clock=self.clock,
+        )
 
     def _slot(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.fleet import Fleet, ModelFleet, Rank, Reading, Replica
 from gateway.policy import ModelSpec
-from gateway.routing import Beside, Booking, Held, Loads, Query, Router, router_of
+from gateway.routing import Beside, Booking, Held, LeastLoaded, Loads, Query, Router, router_of
 from gateway.wire import Usage
 
 
@@ -89,12 +89,20 @@ class Routers:
         self.on_placed: Callable[[str, str, Sequence[int]], None] = _nobody
         """Hears of each prompt's model, replica and blocks."""
         self._fleet = fleet
+        self._resorts: dict[tuple[str, str], Router] = {}
         self._said: Mapping[str, ModelSpec] = {}
 
     def use(self, models: Mapping[str, ModelSpec]) -> None:
         """From now on there are these models, placed as they say."""
         self.by_model = {name: self._router(spec) for name, spec in models.items()}
         self._said = models
+
+    def resort(self, model: str, pool: str) -> Router:
+        """Of one of a model's last resorts, which no other gateway hears of: what it caches nobody knows."""
+        router = self._resorts.get((model, pool))
+        if router is None:
+            router = self._resorts[model, pool] = Router(Loads(), LeastLoaded())
+        return router
 
     def note_elsewhere(self, model: str, replica: str, blocks: Sequence[int]) -> None:
         """Another gateway has sent a prompt of these blocks there."""

@@ -39,11 +39,18 @@ class Tariffs:
             self._known[asked] = self._of_tenant(tenant, model)
         return self._known[asked]
 
+    def pool(self, model: str, pool: str) -> Price | None:
+        """What everybody pays where a pool has a price of its own: it is another provider's, so that no tenant's terms
+        and no class change it. None: it has none."""
+        return self._policies.pool_prices.get((model, pool))
+
     def all(self) -> Iterator[tuple[str, Price]]:
         """Every price that may be charged by these, with its model: what the price book has to hold."""
         for name, price in self._models.items():
             if price is not None:
                 yield name, price
+        for (name, _), price in self._policies.pool_prices.items():
+            yield name, price
         for tenant in self._policies.tenants.values():
             if tenant.prices or self._policies.class_of(tenant).price_multiplier != 1:
                 for model in self._policies.models_of(tenant):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import httpx
 import msgspec
@@ -87,21 +87,15 @@ class Fleet:
         wanted: dict[str, Replica] = {}
         updated: dict[str, ModelFleet] = {}
         for spec in models:
-            for one in spec.replicas:
-                if one.url not in wanted:
-                    wanted[one.url] = known.get(one.url) or self._new(one.url)
-                    wanted[one.url].speak(dialect_of(spec.engine), _api_key(spec))
             model = updated[spec.name] = self.models.get(spec.name) or ModelFleet(spec, [])
-            model.spec = spec
-            model.replicas[:] = [wanted[one.url] for one in spec.replicas]
-            for one in spec.replicas:
-                wanted[one.url].serve_ranks(one.ranks)
-            model.has_ranks = any(one.ranks for one in spec.replicas)
-            model.pools = {
-                wanted[one.url]: (place, pool.name) for place, pool in enumerate(spec.pools) for one in pool.replicas
-            }
+            self._serve(model, spec, known, wanted)
+            before = {resort.spec.pools[0].name: resort for resort in model.resorts}
+            model.resorts = [before.get(of.pools[0].name) or ModelFleet(of, [], is_resort=True) for of in spec.resorts]
+            for resort, of in zip(model.resorts, spec.resorts, strict=True):
+                self._serve(resort, of, known, wanted)
         for name in self.models.keys() - updated.keys():
-            self.models[name].replicas.clear()
+            for gone in (self.models[name], *self.models[name].resorts):
+                gone.replicas.clear()
         self.models = updated
         self.replicas[:] = wanted.values()
         self._leaving = [replica for url, replica in known.items() if url not in wanted]
@@ -109,9 +103,27 @@ class Fleet:
             self._forget(replica)
         for replica in self.replicas:
             self._prober(replica).serves = frozenset(
-                model.spec.engine_name for model in updated.values() if replica in model.replicas
+                served.spec.engine_name
+                for model in updated.values()
+                for served in (model, *model.resorts)
+                if replica in served.replicas
             )
         self._weigh()
+
+    def _serve(
+        self, model: ModelFleet, spec: ModelSpec, known: Mapping[str, Replica], wanted: dict[str, Replica]
+    ) -> None:
+        """A model, or one of its last resorts, has these replicas from now on, which thereby are `wanted`."""
+        for one in spec.replicas:
+            if one.url not in wanted:
+                wanted[one.url] = known.get(one.url) or self._new(one.url)
+                wanted[one.url].speak(dialect_of(spec.engine), _api_key(spec))
+            wanted[one.url].serve_ranks(one.ranks)
+        model.spec = spec
+        model.replicas[:] = [wanted[one.url] for one in spec.replicas]
+        model.has_ranks = any(one.ranks for one in spec.replicas)
+        own = enumerate(pool for pool in spec.pools if not pool.is_apart)
+        model.pools = {wanted[one.url]: (place, pool.name) for place, pool in own for one in pool.replicas}
 
     def _new(self, url: str) -> Replica:
         return Replica(url, changed=self._changed, restarted=self._restarted)

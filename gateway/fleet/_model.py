@@ -25,6 +25,9 @@ class ModelFleet:
     pools: dict[Replica, tuple[int, str]] = field(default_factory=dict)
     """Where the policy has pools, each replica's: its place in their order, and its name."""
     starts: bool = False
+    resorts: list[ModelFleet] = field(default_factory=list)
+    """The model as each of its last resorts serves it."""
+    is_resort: bool = False
     has_ranks: bool = False
     """Whether several engines are behind any replica's address."""
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from gateway.catalogue import Catalogue
 from gateway.engines import dialect_of
 
-from ._documents import GpuSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
+from ._documents import GpuSpec, KeySpec, ModelSpec, PoolSpec, ReplicaSpec, TenantSpec
 from ._limits import ScopeLimitsSpec
 from ._prices import EVERY_MODEL
 from ._problems import Steps, shown
@@ -51,6 +51,7 @@ def check(sources: list[Source], catalogue: Catalogue) -> Document:
     _merge(sources, merged)
     _check_model_names(sources)
     _check_engines(sources)
+    _check_resorts(sources)
     _check_gpus(sources, catalogue)
     _check_keys(sources)
     _check_tenants(sources, merged)
@@ -116,11 +117,11 @@ def _check_engines(sources: list[Source]) -> None:
         if model.cache_isolation == "tenant" and not dialect.takes_cache_salt:
             message = f"{model.engine} cannot keep tenants' cached prompts apart; leave it out"
             source.reader.problem(("models", model.name, "cache_isolation"), message)
-        for steps, replica in _listed(source, model):
-            other = known.setdefault(replica.url, model)
-            if not dialect.has_base_path and (wrong := check_origin(replica.url)):
+        for steps, replica, spec in _spoken_to(source, model):
+            other = known.setdefault(replica.url, spec)
+            if not dialect_of(spec.engine).has_base_path and (wrong := check_origin(replica.url)):
                 source.reader.problem((*steps, "url"), f"{shown(replica.url)} {wrong}")
-            elif (other.engine, other.api_key_env) != (model.engine, model.api_key_env):
+            elif (other.engine, other.api_key_env) != (spec.engine, spec.api_key_env):
                 message = f"{shown(replica.url)} is a replica of {other.name} too, with another engine or api_key_env"
                 source.reader.problem((*steps, "url"), message)
 
@@ -128,7 +129,7 @@ def _check_engines(sources: list[Source]) -> None:
 def _replicas(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSpec]]:
     """A model's replicas and where they stand: in its own list, or in its pools'. Says where they are missing."""
     at: Steps = ("models", model.name)
-    if not {(*at, "replicas"), (*at, "pools"), (*at, "discover")}.intersection(source.reader.lines):
+    if not {(*at, "replicas"), (*at, "pools")}.intersection(source.reader.lines):
         source.reader.problem(at, "replicas is missing. The engine processes that serve this model.")
     if model.pools and (*at, "replicas") in source.reader.lines:
         source.reader.problem((*at, "replicas"), "stand in pools already; keep one of the two")
@@ -141,6 +142,48 @@ def _listed(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSp
         yield from source.items((*at, "replicas"), model.replicas)
     for steps, pool in source.items((*at, "pools"), model.pools):
         yield from source.items((*steps, "replicas"), pool.replicas)
+
+
+def _spoken_to(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSpec, ModelSpec]]:
+    """Where each replica stands, and the model as it is served there."""
+    resorts = {spec.pools[0].name: spec for spec in model.resorts}
+    if not model.pools:
+        yield from ((*place, model) for place in _listed(source, model))
+    for steps, pool in source.items(("models", model.name, "pools"), model.pools):
+        spec = resorts.get(pool.name, model)
+        yield from ((*place, spec) for place in source.items((*steps, "replicas"), pool.replicas))
+
+
+def _check_resorts(sources: list[Source]) -> None:
+    """Last resorts come last, cost something that can be told, and keep what the model promises."""
+    for source, model in _models(sources):
+        own = [not pool.is_apart for pool in model.pools]
+        at: Steps = ("models", model.name, "pools")
+        if all(own):
+            continue
+        if not any(own):
+            source.reader.problem(at, "are all last resorts; give the model itself the engine, the key and the price")
+        elif own != sorted(own, reverse=True):
+            source.reader.problem(at, "with an engine, a key or a price of their own are last resorts: put them last")
+        if model.price is not None and model.price.follows_cost:
+            message = "follows what the GPUs cost, which a last resort's tokens would water down; write mode: fixed"
+            source.reader.problem(("models", model.name, "price"), message)
+        for (steps, pool), spec in zip(_apart(source, model), model.resorts, strict=True):
+            if model.cache_isolation == "tenant" and not dialect_of(spec.engine).takes_cache_salt:
+                message = f"{spec.engine} cannot keep tenants' cached prompts apart, as this model promises"
+                source.reader.problem((*steps, "engine"), message)
+            if pool.price is None:
+                continue
+            if model.price is None:
+                source.reader.problem((*steps, "price"), "is not charged while the model itself has none; give it one")
+            if pool.price.follows_cost:
+                source.reader.problem((*steps, "price"), "is what another provider asks; write mode: fixed")
+
+
+def _apart(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, PoolSpec]]:
+    for steps, pool in source.items(("models", model.name, "pools"), model.pools):
+        if pool.is_apart:
+            yield steps, pool
 
 
 def _check_gpus(sources: list[Source], catalogue: Catalogue) -> None:
@@ -156,8 +199,6 @@ def _check_gpus(sources: list[Source], catalogue: Catalogue) -> None:
             if message is not None:
                 source.reader.problem((*steps, "sku"), message)
         unknown = [replica.url for replica in model.replicas if replica.gpu is None and model.gpu is None]
-        if model.discover is not None and model.gpu is None:
-            unknown.append("those that are discovered")
         if model.price is not None and model.price.follows_cost and unknown:
             message = f"follows what the GPUs cost, and of {', '.join(unknown)} nobody says; give the model a gpu"
             source.reader.problem((*at, "price"), message)

@@ -16,7 +16,6 @@ from ._limits import LimitsSpec, ScopeLimitsSpec
 from ._prices import EVERY_MODEL, PriceSpec, PricingSpec, TenantPriceSpec
 from ._scopes import Scope, ScopeKind, Scopes, scopes_with
 
-Scheme = Literal["http", "https"]
 JournalFailure = Literal["refuse", "serve"]
 StoreFailure = Literal["refuse", "degrade"]
 EnginePriority = Literal["pass", "ignore"]
@@ -146,29 +145,6 @@ class ContextSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KubernetesSpec:
-    """A Service of Kubernetes. `port` is the engines' own; None: the one that its EndpointSlices name. `namespace` is
-    the gateway's own where None."""
-
-    service: str
-    namespace: str | None = None
-    port: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiscoverSpec:
-    """Where a model's replicas are told, one of: a file with a list of addresses; a name whose addresses in DNS have
-    an engine at `port`; a name with SRV records; a Service of Kubernetes."""
-
-    file: str | None = None
-    dns: str | None = None
-    srv: str | None = None
-    kubernetes: KubernetesSpec | None = None
-    port: int | None = None
-    scheme: Scheme = "http"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name, or by `engine_model`.
     `api_key_env` names the environment variable with the key they want. `on_disconnect` is what happens to an answer
@@ -179,13 +155,12 @@ class ModelSpec:
     tenants together. `engine_priority`: its engines schedule by priority, and are told that of the request's class.
     `locality_tokens`: what a tenant may be given out of its turn, where its prompt begins as the last one did.
     `cache_isolation`: whether tenants find each other's prompts in the engines' caches, where the tenant itself says
-    nothing else. `replicas` are those of all `pools`, where it has any: in their order, each used when those before it
-    have no room. `discover` is where more of them are told while the gateway serves."""
+    nothing else. `replicas` are those of all `pools` but the last resorts, where it has any: in their order, each used
+    when those before it have no room."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
-    discover: DiscoverSpec | None = None
     engine: EngineName = "vllm"
     engine_model: str | None = None
     api_key_env: str | None = None
@@ -208,7 +183,30 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.pools:
-            object.__setattr__(self, "replicas", tuple(one for pool in self.pools for one in pool.replicas))
+            own = (pool for pool in self.pools if not pool.is_apart)
+            object.__setattr__(self, "replicas", tuple(one for pool in own for one in pool.replicas))
+
+    @property
+    def resorts(self) -> list[ModelSpec]:
+        """The model as each of its last resorts serves it, which is a pool alone then."""
+        return [self._at(pool) for pool in self.pools if pool.is_apart]
+
+    def _at(self, pool: PoolSpec) -> ModelSpec:
+        return replace(
+            self,
+            pools=(PoolSpec(name=pool.name, replicas=pool.replicas),),
+            engine=pool.engine or self.engine,
+            engine_model=pool.engine_model or self.engine_model,
+            api_key_env=pool.api_key_env,
+            context_tokens=None,
+            tokenizer=None,
+            on_replica_loss="error",
+            hedge_after=None,
+            hedge_after_ms=None,
+            engine_priority="ignore",
+            routing=RoutingSpec(strategy="least_loaded"),
+            price=pool.price or self.price,
+        )
 
     @property
     def hedges(self) -> bool:
@@ -458,6 +456,16 @@ class Policies:
             model.name: Price.of(model.price, epoch=self.price_epoch)
             for model in self.models.values()
             if model.price is not None
+        }
+
+    @cached_property
+    def pool_prices(self) -> dict[tuple[str, str], Price]:
+        """The prices of pools that have their own, by model and pool; their epochs name the pool."""
+        return {
+            (model.name, pool.name): Price.of(pool.price, epoch=f"{self.price_epoch}/{pool.name}")
+            for model in self.models.values()
+            for pool in model.pools
+            if pool.price is not None
         }
 
     @cached_property

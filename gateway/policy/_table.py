@@ -13,12 +13,10 @@ from ._documents import (
     AlertsSpec,
     ClassSpec,
     ContextSpec,
-    DiscoverSpec,
     FleetSpec,
     GpuSpec,
     GroupSpec,
     KeySpec,
-    KubernetesSpec,
     LedgerSpec,
     ModelSpec,
     PoolSpec,
@@ -34,13 +32,10 @@ from ._limits import LimitsSpec, RuleSpec, ScopeLimitsSpec
 from ._modes import limits_from
 from ._prices import OffPeakSpec, PriceSpec, PricingSpec, TenantPriceSpec, TierSpec
 from ._rules import (
-    DNS_NAME,
     MODEL_NAME,
     PLAIN_NAME,
     VARIABLE,
     check_context,
-    check_discover,
-    check_dns_name,
     check_gpu,
     check_model,
     check_model_choice,
@@ -276,69 +271,7 @@ REPLICA = Record(
     check=check_replica,
 )
 
-_POOL_REPLICAS = ListOf(item=REPLICA, minimum=1, example='[{url: "http://127.0.0.1:9001"}]')
-
-POOL = Record(
-    what="a pool",
-    build=PoolSpec,
-    example='{name: reserved, replicas: [{url: "http://127.0.0.1:9001"}]}',
-    fields={
-        "name": Field(
-            shape=Text(what="a pool's name", check=check_name, pattern=PLAIN_NAME),
-            required=True,
-            about="What events, metrics and x-mtok-replica call it.",
-        ),
-        "replicas": Field(
-            shape=_POOL_REPLICAS,
-            required=True,
-            about="Its engine processes.",
-            aka=("endpoints", "urls", "servers", "upstreams", "backends"),
-        ),
-    },
-)
-
 _STRATEGIES = ("prefix", "least_loaded", "round_robin", "session", "weighted")
-
-_PORT = Number(unit=units.PLAIN, maximum=Decimal(65535))
-_DNS_NAME = Text(what="a name in DNS", check=check_dns_name, pattern=DNS_NAME)
-
-KUBERNETES = Record(
-    what="a Service of Kubernetes",
-    build=KubernetesSpec,
-    example="{service: vllm, namespace: models, port: 8000}",
-    fields={
-        "service": Field(
-            shape=_DNS_NAME, required=True, about="Its name, whose EndpointSlices are watched.", aka=("name",)
-        ),
-        "namespace": Field(shape=_DNS_NAME, about="Its namespace (default: the gateway's own).", aka=("ns",)),
-        "port": Field(shape=_PORT, about="The engines' port (default: the one that the Service leads to).", aka=()),
-    },
-)
-
-DISCOVER = Record(
-    what="a discover section",
-    build=DiscoverSpec,
-    example="{dns: vllm.models.svc, port: 8000}",
-    check=check_discover,
-    fields={
-        "file": Field(
-            shape=Text(what="a path", check=lambda text: None),
-            about="A YAML or JSON list of addresses, read again when it changes.",
-            aka=("path",),
-        ),
-        "dns": Field(
-            shape=_DNS_NAME,
-            about="A name, each of whose addresses has an engine at port; asked again by its TTL.",
-            aka=("host", "hostname", "name"),
-        ),
-        "srv": Field(shape=_DNS_NAME, about="A name with SRV records; asked again by their TTL.", aka=("dns_srv",)),
-        "kubernetes": Field(
-            shape=KUBERNETES, about="A Service of the cluster that the gateway runs in, watched.", aka=("k8s",)
-        ),
-        "port": Field(shape=_PORT, about="The engines' port, with dns.", aka=()),
-        "scheme": Field(shape=Choice(options=("http", "https")), about="How engines are asked (default http).", aka=()),
-    },
-)
 
 ROUTING = Record(
     what="a routing section",
@@ -480,6 +413,53 @@ PRICING = Record(
     },
 )
 
+_ENGINE = Field(
+    shape=Choice(options=tuple(DIALECTS)),
+    about="What the replicas run (default vllm); openai is any hosted provider behind OpenAI's API.",
+    aka=("backend", "runtime", "provider"),
+)
+_ENGINE_MODEL = Field(
+    shape=_MODEL,
+    about="What the engines call this model, where that is not the name clients send.",
+    aka=("served_model_name", "provider_model", "upstream_model"),
+)
+_API_KEY_ENV = Field(
+    shape=Text(what="an environment variable", check=check_variable, secret=True, pattern=VARIABLE),
+    about="Environment variable of the gateway that holds the key its engines want, sent as a bearer token. "
+    "The key itself is never written down.",
+    aka=("api_key_variable", "key_env"),
+)
+
+_POOL_REPLICAS = ListOf(item=REPLICA, minimum=1, example='[{url: "http://127.0.0.1:9001"}]')
+
+POOL = Record(
+    what="a pool",
+    build=PoolSpec,
+    example='{name: reserved, replicas: [{url: "http://127.0.0.1:9001"}]}',
+    fields={
+        "name": Field(
+            shape=Text(what="a pool's name", check=check_name, pattern=PLAIN_NAME),
+            required=True,
+            about="What events, metrics and x-mtok-replica call it.",
+        ),
+        "replicas": Field(
+            shape=_POOL_REPLICAS,
+            required=True,
+            about="Its engine processes.",
+            aka=("endpoints", "urls", "servers", "upstreams", "backends"),
+        ),
+        "engine": _ENGINE,
+        "engine_model": _ENGINE_MODEL,
+        "api_key_env": _API_KEY_ENV,
+        "price": Field(
+            shape=PRICE,
+            about="What tenants pay for what runs here, instead of the model's price. With an engine, a key or a "
+            "price of its own a pool is a last resort: used when the others have no room in time.",
+            aka=("pricing", "cost"),
+        ),
+    },
+)
+
 _CACHE_ISOLATION = Field(
     shape=Choice(options=("shared", "tenant")),
     about="tenant: no tenant's prompts are found in the engines' prefix caches by another one's, so that none can tell "
@@ -494,22 +474,9 @@ MODEL = Record(
     example='{replicas: [{url: "http://127.0.0.1:9001"}]}',
     check=check_model,
     fields={
-        "engine": Field(
-            shape=Choice(options=tuple(DIALECTS)),
-            about="What the replicas run (default vllm); openai is any hosted provider behind OpenAI's API.",
-            aka=("backend", "runtime", "provider"),
-        ),
-        "engine_model": Field(
-            shape=_MODEL,
-            about="What the engines call this model, where that is not the name clients send.",
-            aka=("served_model_name", "provider_model", "upstream_model"),
-        ),
-        "api_key_env": Field(
-            shape=Text(what="an environment variable", check=check_variable, secret=True, pattern=VARIABLE),
-            about="Environment variable of the gateway that holds the key its engines want, sent as a bearer token. "
-            "The key itself is never written down.",
-            aka=("api_key_variable", "key_env"),
-        ),
+        "engine": _ENGINE,
+        "engine_model": _ENGINE_MODEL,
+        "api_key_env": _API_KEY_ENV,
         "replicas": Field(
             shape=_POOL_REPLICAS,
             about="The engine processes that serve this model.",
@@ -521,11 +488,6 @@ MODEL = Record(
             ),
             about="Instead of replicas: several groups of them, each used when those before it have no room.",
             aka=("groups", "fallbacks", "tiers", "spill_over"),
-        ),
-        "discover": Field(
-            shape=DISCOVER,
-            about="Where replicas are told while the gateway serves, beside those that stand here.",
-            aka=("discovery", "service_discovery"),
         ),
         "aliases": Field(
             shape=ListOf(item=_MODEL, example="[small]"), about="Other names clients may send for this model."

@@ -7,6 +7,7 @@ additions and one rounding, exact and without a `Decimal` on the hot path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Protocol
@@ -72,6 +73,17 @@ class Price:
             _cached=numerators[2],
             _dearest_input=max(numerators[1], numerators[2]),
             _denominator=10**places,
+        )
+
+    @classmethod
+    def dearest(cls, prices: Sequence[Price]) -> Price:
+        """What no usage costs more than at any of these: the dearest output, input and cached input among them, in the
+        first one's epoch."""
+        return cls.in_usd(
+            epoch=prices[0].epoch,
+            output=max(price.output_usd_per_mtok for price in prices),
+            input=max(price.input_usd_per_mtok for price in prices),
+            cached=max(price.cached_usd_per_mtok for price in prices),
         )
 
     def cost_nanousd(self, usage: Usage) -> int:

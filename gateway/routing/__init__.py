@@ -19,7 +19,7 @@ from ._prefix import BLOCK_BYTES, Chain, prefix_chain
 from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target
 from ._salt import chain_seed, tenant_salt
 from ._shadow import ShadowCounts, ShadowedRouter
-from ._strategies import router_of, session_of, strategy_of
+from ._strategies import LeastLoaded, router_of, session_of, strategy_of
 
 __all__ = [
     "BLOCK_BYTES",
@@ -29,6 +29,7 @@ __all__ = [
     "Elsewhere",
     "Expected",
     "Held",
+    "LeastLoaded",
     "Load",
     "LoadNews",
     "Loads",

@@ -43,7 +43,6 @@ def policies(
     ledger: dict[str, Any] | None = None,
     service: dict[str, Any] | None = None,
     rival_uses: str = "other",
-    discover: dict[str, Any] | None = None,
     tenant: dict[str, Any] | None = None,
     key: dict[str, Any] | None = None,
     rival: dict[str, Any] | None = None,
@@ -55,19 +54,17 @@ def policies(
     `ledger` is that section, `service` the class of both tenants, `tenant` and `key` further fields of acme and of
     its key, `rival` of the other tenant; `changes` are made to the model.
     """
-    served: dict[str, Any] = {"replicas": [{"url": engine.url} for engine in engines]}
-    if discover is not None:
-        served = {"discover": discover}
+    plain: dict[str, Any] = {"replicas": [{"url": engine.url} for engine in engines]}
     if "pools" in changes:
-        served = {"pools": changes["pools"]}
-    model: dict[str, Any] = served | {"price": PRICE}
+        plain = {"replicas": changes["pools"][0]["replicas"]}
+    model: dict[str, Any] = ({} if "pools" in changes else plain) | {"price": PRICE}
     model |= {"aliases": ["small"], **changes} | ({} if model_limits is None else {"limits": model_limits})
     classed = {} if service is None else {"class": "service"}
     keys = {name: [{"id": name, "sha256": hash_key(key_of(name))}] for name in ("acme", "rival")}
     keys["acme"][0] |= key or {}
     return {
         "ledger": ledger or {},
-        "models": {"tiny": model, "other": served},
+        "models": {"tiny": model, "other": plain},
         "tenants": {
             "acme": {"keys": keys["acme"], "models": ["tiny"], "limits": limits or {}} | (tenant or {}) | classed,
             "rival": {"keys": keys["rival"], "models": [rival_uses]} | (rival or {}) | classed,

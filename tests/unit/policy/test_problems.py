@@ -13,6 +13,10 @@ SHA = "abcdef7890123456789012345678901234567890123456789012345678901234"
 OK_MODEL = '{replicas: [{url: "http://a:1"}]}'
 
 
+OWN_POOL = "{name: a, replicas: [{url: http://a}]}"
+HOSTED = "{name: h, engine: openai, replicas: [{url: https://h/v1}]"
+
+
 def problems(tmp_path: Path, *texts: str) -> list[str]:
     """What is wrong, as `file:line: path: message` with the file's name alone."""
     for index, text in enumerate(texts):
@@ -247,32 +251,29 @@ FIELDS += [
         "models.m.pools[1].replicas[0].url: http://a is in the list twice",
     ),
     (
-        "models: {m: {discover: {}}}",
-        "models.m.discover.file: is one way of several; give one of file, dns, srv and kubernetes",
-    ),
-    (
-        "models: {m: {discover: {file: x, srv: y}}}",
-        "models.m.discover.srv: is one way of several; give one of file, dns, srv and kubernetes",
-    ),
-    (
-        "models: {m: {discover: {dns: vllm.models.svc}}}",
-        "models.m.discover.port: is missing: a name's addresses say nothing of ports; add the engines' own",
-    ),
-    (
-        "models: {m: {discover: {srv: _http._tcp.vllm, port: 80}}}",
-        "models.m.discover.port: goes with dns alone: the others tell ports themselves; for kubernetes write it there",
-    ),
-    (
-        "models: {m: {discover: {dns: 'http://vllm', port: 80}}}",
-        "models.m.discover.dns: 'http://vllm' must be a name in DNS: letters, digits, _ and -, with dots between, no",
-    ),
-    (
-        "models: {m: {discover: {file: x}, pools: [{name: a, replicas: [{url: http://a}]}]}}",
-        "models.m.discover: tells replicas that are in no pool; leave out the pools, or name their replicas there",
-    ),
-    (
         in_model("pools: [{name: a, replicas: [{url: http://a}]}]"),
         "models.m.replicas: stand in pools already; keep one of the two",
+    ),
+    (
+        "models: {m: {pools: [{name: h, engine: openai, replicas: [{url: https://h/v1}]}]}}",
+        "models.m.pools: are all last resorts; give the model itself the engine, the key and the price",
+    ),
+    (
+        f"models: {{m: {{pools: [{HOSTED}}}, {{name: a, replicas: [{{url: http://a}}]}}]}}}}",
+        "models.m.pools: with an engine, a key or a price of their own are last resorts: put them last",
+    ),
+    (
+        f"models: {{m: {{pools: [{OWN_POOL}, {HOSTED}, price: {{output_usd_per_mtok: 1}}}}]}}}}",
+        "models.m.pools[1].price: is not charged while the model itself has none; give it one",
+    ),
+    (
+        f"models: {{m: {{price: {{output_usd_per_mtok: 1}}, pools: [{OWN_POOL}, {HOSTED}, "
+        "price: {output_usd_per_mtok: 1, mode: live}}]}}",
+        "models.m.pools[1].price: is what another provider asks; write mode: fixed",
+    ),
+    (
+        f"models: {{m: {{cache_isolation: tenant, pools: [{OWN_POOL}, {HOSTED}}}]}}}}",
+        "models.m.pools[1].engine: openai cannot keep tenants' cached prompts apart, as this model promises",
     ),
     (in_model("routing: {strategy: sticky}"), "models.m.routing.strategy: 'sticky' is not one of them; write one of"),
     (in_model("routing: {shadow: prefix}"), "models.m.routing.shadow: is the strategy that is used already; name"),

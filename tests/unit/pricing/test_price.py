@@ -124,3 +124,14 @@ def test_what_a_sum_holds_of_output_is_exact(spec: PriceSpec, input_tokens: int,
 def test_nothing_costs_nothing(spec: PriceSpec) -> None:
     """A request without tokens is free at every price."""
     assert Price.of(spec, epoch="e").cost_nanousd(Usage()) == 0
+
+
+@given(st.lists(terms(), min_size=1, max_size=3), usages())
+def test_the_dearest_of_some_prices_covers_whatever_is_charged_at_any_of_them(
+    specs: list[PriceSpec], usage: Usage
+) -> None:
+    charged = [Price.of(spec, epoch=f"policy:{number}") for number, spec in enumerate(specs)]
+    dearest = Price.dearest(charged)
+    held = dearest.ceiling_nanousd(usage.input_tokens, usage.output_tokens)
+    assert all(price.cost_nanousd(usage) <= held for price in charged)
+    assert dearest.epoch == "policy:0"
