@@ -10,7 +10,22 @@ import signal
 
 import typer
 
-from . import _audit, _bill, _correct, _doctor, _drain, _economics, _keys, _policy, _price, _serve, _top, _usage, _why
+from . import (
+    _audit,
+    _bill,
+    _correct,
+    _cost,
+    _doctor,
+    _drain,
+    _economics,
+    _keys,
+    _policy,
+    _price,
+    _serve,
+    _top,
+    _usage,
+    _why,
+)
 from ._words import ENVIRONMENT
 
 app = typer.Typer(
@@ -35,6 +50,7 @@ _doctor.add_to(app)
 _drain.add_to(app)
 app.add_typer(_price.app, name="price")
 _bill.add_to(app)
+app.add_typer(_cost.app, name="cost")
 _economics.add_to(app)
 
 

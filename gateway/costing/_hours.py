@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import msgspec
@@ -96,3 +96,23 @@ def _span(replica: str, start_s: int, packed: bytes) -> GpuSpan:
         count=told.count,
         purchase=told.purchase,
     )
+
+
+async def write_spans(redis: Redis, spans: Iterable[GpuSpan]) -> None:
+    """Writes spans that somebody else has counted; one that is there is written over. Raises `StoreUnavailable`."""
+    pipeline = redis.pipeline(transaction=False)
+    for span in spans:
+        terms = GpuTerms(
+            models=span.models,
+            nanousd_per_hour=span.nanousd_per_hour,
+            sku=span.sku,
+            count=span.count,
+            purchase=span.purchase,
+        )
+        packed = f"{span.end_s} {msgspec.json.encode(terms).decode()}"
+        pipeline.sadd(GPU_REPLICAS, span.replica)
+        pipeline.hset(ReplicaKeys(span.replica).gpu, str(span.start_s), packed)
+    try:
+        await pipeline.execute()
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(f"Redis did not answer: {error}") from error

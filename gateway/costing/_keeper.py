@@ -41,7 +41,7 @@ class Seen(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def healthy(self) -> bool: ...
+    def is_there(self) -> bool: ...
 
 
 class PriceKeeper:
@@ -199,7 +199,7 @@ class PriceKeeper:
 
     async def _count_hours(self, now_s: int) -> None:
         terms = gpu_terms(self._policies)
-        here = {one.name: terms[one.url] for one in self._replicas() if one.healthy and one.url in terms}
+        here = {one.name: terms[one.url] for one in self._replicas() if one.is_there and one.url in terms}
         await tell_gpus(self._redis, here, now_s)
 
     async def _write_down(self) -> None:

@@ -103,6 +103,11 @@ class Health:
         self._ramp_s = 0.0
 
     @property
+    def is_there(self) -> bool:
+        """Whether its machine is, and is paid for: something listens, however it does."""
+        return self._out not in ("new", "refused")
+
+    @property
     def answers(self) -> bool:
         """Whether its probes say that it is right: only requests may say otherwise."""
         return not self._out

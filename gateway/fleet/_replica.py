@@ -115,6 +115,11 @@ class Replica:
         self.control_headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._started: dict[str, bytes] = {}
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its machine is, so that its GPUs cost money."""
+        return self.health.is_there
+
     def head(self, path: str, request_id: bytes, length: int, extra: bytes = b"") -> bytes:
         """The request head. `extra` holds whole header lines, each ended with CRLF."""
         started = self._started.get(path) or self._start(path)

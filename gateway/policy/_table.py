@@ -211,8 +211,9 @@ GPU = Record(
             aka=("billing", "pricing"),
         ),
         "usd_per_hour": Field(
-            shape=Number(unit=units.USD_PER_HOUR, whole=False, minimum=Decimal(0), exclusive=True),
-            about="What one GPU costs, US dollars per hour, instead of the catalogue's price for its sku.",
+            shape=Number(unit=units.USD_PER_HOUR, whole=False, minimum=Decimal(0)),
+            about="What one GPU costs, US dollars per hour, instead of the catalogue's price for its sku; 0 where that "
+            "comes from outside (mtok cost import).",
             aka=("price", "usd_per_hr", "price_per_hour"),
         ),
     },

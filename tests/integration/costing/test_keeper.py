@@ -34,7 +34,7 @@ EPOCHS = 60
 class Replica:
     url: str
     name: str
-    healthy: bool = True
+    is_there: bool = True
 
 
 @dataclass
@@ -123,7 +123,7 @@ async def test_hours_are_counted_to_the_second_while_a_replica_is_there(world: W
     keeper, _ = world.worker()
     for second in range(0, 1200, 5):
         world.now_ms = (NOON + second) * 1000
-        world.fleet[1].healthy = not 60 < second < 660
+        world.fleet[1].is_there = not 60 < second < 660
         await keeper.tick()
     spans = await read_spans(world.redis, NOON, NOON + 7200)
     assert [(span.replica, span.start_s - NOON, span.end_s - NOON) for span in spans] == [

@@ -32,6 +32,7 @@ COMMANDS = [
     ["policy", "check"],
     ["policy", "explain"],
     ["policy", "diff"],
+    ["cost", "import"],
     *([name] for name in ("bill", "economics", "plan", "what-if")),
     *(["price", name] for name in ("quote", "show", "history", "why")),
 ]
@@ -44,8 +45,10 @@ def mtok(*arguments: str, **environ: str) -> Result:
 def test_the_commands_are_these() -> None:
     """The names people put into scripts; `mtok` alone shows them."""
     listed = re.findall(r"^  ([a-z-]+) ", mtok("--help").stdout.split("Commands:")[1].split("Environment")[0], re.M)
-    names = "audit bill correct demo doctor drain economics keys plan policy price serve simulate top usage what-if why"
-    assert sorted(listed) == names.split()
+    names = (
+        "audit bill correct cost demo doctor drain economics keys plan policy price serve simulate top usage what-if"
+    )
+    assert sorted(listed) == [*names.split(), "why"]
     assert "Commands:" in mtok().output
 
 

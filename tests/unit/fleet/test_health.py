@@ -277,3 +277,14 @@ def test_whatever_happens_a_replica_that_answers_well_again_is_healthy(steps: li
         health.good(now_s, is_trial=True)
     health.tick(now_s + SLOW_START_S)
     assert (health.state, health.share) == ("healthy", 1.0)
+
+
+def test_a_machine_is_there_however_its_engine_does() -> None:
+    """Its GPUs are paid for while something listens: broken, draining or not; not before it was seen, nor when nothing
+    takes connections any more."""
+    assert not Health().is_there
+    assert serving().is_there
+    assert broken(1.0).is_there
+    gone = serving()
+    gone.out(1.0, "refused", "connection refused")
+    assert not gone.is_there
