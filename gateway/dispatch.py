@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from zlib import crc32
 
 from msgspec.structs import replace
@@ -293,8 +294,8 @@ class Line:
 
     def in_time(self, work: Work, ttft_ms: int) -> Work:
         """`work`, to be dispatched by when its first token can still come within `ttft_ms`."""
-        own_ms = min([knee.alone_ms(work) for knee in self._knees.values()], default=0.0)
-        deadline_ms = self._first_tokens.dispatch_by_ms(work, ttft_ms, own_ms)
+        fastest_per_s = max([knee.prefill_per_s for knee in self._knees.values()], default=inf)
+        deadline_ms = self._first_tokens.dispatch_by_ms(work, ttft_ms, work.uncached_tokens * 1000 / fastest_per_s)
         return work if deadline_ms == work.deadline_ms else replace(work, deadline_ms=deadline_ms)
 
     def relax(self) -> None:

@@ -104,7 +104,8 @@ class Knee:
         self.itl_ms = itl_ms
         self.kv_tokens = kv_tokens
         self._sequences = float(FIRST_SEQUENCES)
-        self._rate = DEFAULT_PREFILL_TOKENS_PER_S
+        self.prefill_per_s = DEFAULT_PREFILL_TOKENS_PER_S
+        """Prompt tokens that the replica reads in a second, as measured."""
         self._running: dict[str, _Running] = {}
         self._tenants: dict[str, int] = {}
         self._prefilling = 0
@@ -152,7 +153,7 @@ class Knee:
         """What may run there now, of all gateways'."""
         if self._followed is not None:
             return self._followed
-        prefill = max(LEAST_PREFILL_TOKENS, int(PREFILL_WINDOW_S * self._rate))
+        prefill = max(LEAST_PREFILL_TOKENS, int(PREFILL_WINDOW_S * self.prefill_per_s))
         kv_most = None if self.kv_tokens is None else int(KV_SHARE * self._guards.kv_part * self.kv_tokens)
         return KneeLimits(int(self._sequences), prefill, kv_most)
 
@@ -179,9 +180,10 @@ class Knee:
         size = work.input_tokens + work.output_tokens
         prefill_most, kv_most = limits.prefill_tokens, limits.kv_tokens
         if share is None:
-            most, extra = limits.sequences, _extra(limits.sequences)
+            most = limits.sequences
+            extra = _extra(most) if below_share else 0
         else:
-            most, extra = share.sequences, share.extra
+            most, extra = share.sequences, share.extra if below_share else 0
             if uncached > prefill_most or (share.kv_tokens is not None and size > share.kv_tokens):
                 if not share.lane:
                     self._wants_lane = True
@@ -190,12 +192,15 @@ class Knee:
             else:
                 kv_most = share.kv_tokens
             prefill_most = share.prefill_tokens
-        if running >= (most + extra if below_share else most):
+        if running >= most + extra:
             self._was_short = True
             self._shorts += 1
             return False
-        resident = self._resident_with(work.input_tokens, self._output_tokens(work))
-        if kv_most is not None and running and resident > kv_most:
+        if (
+            kv_most is not None
+            and running
+            and self._resident_with(work.input_tokens, self._output_tokens(work)) > kv_most
+        ):
             return False
         has_all = below_share or self._long or self._tenants.keys() <= {work.tenant}
         if not has_all and self._prefilling + self._owed > (1 - PREFILL_KEPT) * prefill_most:
@@ -220,7 +225,7 @@ class Knee:
 
     def is_long(self, work: Work) -> bool:
         """Whether its prompt takes so long to read that others are better off elsewhere."""
-        return work.uncached_tokens > LONG_S * self._rate
+        return work.uncached_tokens > LONG_S * self.prefill_per_s
 
     @property
     def reading_long(self) -> Collection[str]:
@@ -260,7 +265,9 @@ class Knee:
         """
         limits, elsewhere = self.limits, self._elsewhere
         part = min(1.0, granted / limits.sequences)
-        free = 1.0 - min(1.0, max(self._used_elsewhere / self._rate, elsewhere.prefill_tokens / limits.prefill_tokens))
+        free = 1.0 - min(
+            1.0, max(self._used_elsewhere / self.prefill_per_s, elsewhere.prefill_tokens / limits.prefill_tokens)
+        )
         kv_tokens = None
         if limits.kv_tokens is not None:
             kv_tokens = max(int(part * limits.kv_tokens), limits.kv_tokens - (elsewhere.kv_tokens or 0))
@@ -288,7 +295,7 @@ class Knee:
             itl_tokens=self._itl_told_tokens,
             short=self._shorts,
             full=self._fulls,
-            prefill_per_s=self._rate if self._learnt else 0.0,
+            prefill_per_s=self.prefill_per_s if self._learnt else 0.0,
             used_per_s=self._used_per_s,
             long=list(self._long.values()),
         )
@@ -315,7 +322,7 @@ class Knee:
         self._itl_tokens += now.itl_tokens - before.itl_tokens
         self._was_short = self._was_short or now.short > before.short
         if now.prefill_per_s and not self._learnt:
-            self._rate = now.prefill_per_s
+            self.prefill_per_s = now.prefill_per_s
         if now.full > before.full:
             self.engine_full(now_ms)
 
@@ -357,9 +364,9 @@ class Knee:
             self._read_s += RATE_PART * (took_s - self._read_s)
             if self._elsewhere.prefill_tokens:
                 # What others had on the way is known in the mean only: single samples may be far too fast.
-                self._rate = min(self._read_tokens / self._read_s, self._rate_most(now_ms))
+                self.prefill_per_s = min(self._read_tokens / self._read_s, self._rate_most(now_ms))
             else:
-                self._rate += RATE_PART * (read / took_s - self._rate)
+                self.prefill_per_s += RATE_PART * (read / took_s - self.prefill_per_s)
             self._learnt = True
         return owed_ms
 
@@ -371,7 +378,7 @@ class Knee:
         sent_per_s = self._used_per_s + self._used_elsewhere
         being_read = self._prefilling_mean + self._elsewhere.prefill_tokens
         is_late = being_read > LATE * PREFILL_WINDOW_S * sent_per_s
-        return max(RATE_KEPT * self._rate, RATE_ABOVE_SENT * sent_per_s) if is_late else inf
+        return max(RATE_KEPT * self.prefill_per_s, RATE_ABOVE_SENT * sent_per_s) if is_late else inf
 
     def paid(self, tokens: int) -> None:
         """The time is over for which a prompt of `tokens` counted on."""
@@ -399,11 +406,11 @@ class Knee:
     def prefill_ms(self, work_id: str) -> int:
         """How long its prompt is expected to be read from its dispatch on, after those that were on the way there."""
         running = self._running[work_id]
-        return int((running.ahead_tokens + running.work.uncached_tokens) * 1000 / self._rate)
+        return int((running.ahead_tokens + running.work.uncached_tokens) * 1000 / self.prefill_per_s)
 
     def alone_ms(self, work: Work) -> float:
         """How long its prompt is expected to be read with none ahead of it."""
-        return work.uncached_tokens * 1000 / self._rate
+        return work.uncached_tokens * 1000 / self.prefill_per_s
 
     def presumed_read(self, work_id: str, now_ms: int) -> int:
         """Its prompt should have been read by now. For answers that come whole, whose first bytes come at their end:
@@ -423,7 +430,7 @@ class Knee:
         part = share.prefill_tokens / self.limits.prefill_tokens
         # One larger than P has kept all others waiting already.
         charged = min(tokens, self.limits.prefill_tokens)
-        owed_ms = int(charged * 1000 / (self._rate * part)) - (now_ms - running.at_ms)
+        owed_ms = int(charged * 1000 / (self.prefill_per_s * part)) - (now_ms - running.at_ms)
         if owed_ms <= 0:
             return 0
         self._owed += tokens

@@ -93,6 +93,6 @@ class Lanes(Generic[_Replica]):
             return candidates
         lanes = [self._knees[replica].is_lane(now_ms) for replica in candidates]
         is_long = self.is_long(work)
-        if is_long and not any(lanes):
-            return [min(candidates, key=lambda replica: self._knees[replica].running)]
+        if not any(lanes):
+            return [min(candidates, key=lambda replica: self._knees[replica].running)] if is_long else candidates
         return [candidates[index] for index in preferred(lanes, is_long=is_long)]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import force_setattr
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one request asks of a replica, as predicted before it runs. Sizes are tokens, times milliseconds.
 
     `id` is the request's. `band` is its priority: higher goes first. `weight` is the tenant's share within its band.
-    `input_tokens` is the whole prompt, of which `cached_tokens` are predicted to be in a replica's cache;
-    `output_tokens` is the predicted answer. `retry`: the client has tried before. `deadline_ms` is the latest time
-    at which it may be dispatched. `prefix` is the first block of its prefix chain, 0 where there is none. `max_share`
-    is the part of the replicas' sequences that its tenant may hold at most, even where the rest is idle. With
-    `shortest_first` its tenant's requests of this band go by size, not by arrival.
+    `input_tokens` is the whole prompt, of which `cached_tokens` are predicted to be in a replica's cache; the others,
+    `uncached_tokens`, it has to prefill. `output_tokens` is the predicted answer. `retry`: the client has tried before.
+    `deadline_ms` is the latest time at which it may be dispatched. `prefix` is the first block of its prefix chain, 0
+    where there is none. `max_share` is the part of the replicas' sequences that its tenant may hold at most, even where
+    the rest is idle. With `shortest_first` its tenant's requests of this band go by size, not by arrival.
     """
 
     id: str
@@ -29,11 +30,11 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prefix: int = 0
     max_share: float = 1.0
     shortest_first: bool = False
+    uncached_tokens: int = 0
 
-    @property
-    def uncached_tokens(self) -> int:
-        """What a replica has to prefill."""
-        return max(0, self.input_tokens - self.cached_tokens)
+    def __post_init__(self) -> None:
+        # Asked for a dozen times for each request.
+        force_setattr(self, "uncached_tokens", max(0, self.input_tokens - self.cached_tokens))
 
 
 class Turned(msgspec.Struct, frozen=True, gc=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -83,7 +84,8 @@ class Line:
         queue, now_ms = self._queue, self._start_ms + int(at_ms)
         self._now_ms = now_ms
         if ttft_ms is not None:
-            own_ms = min([self._knees[replica].alone_ms(work) for replica in self._used], default=0.0)
+            fastest_per_s = max([self._knees[replica].prefill_per_s for replica in self._used], default=inf)
+            own_ms = work.uncached_tokens * 1000 / fastest_per_s
             deadline_ms = self._first_tokens.dispatch_by_ms(work, ttft_ms, own_ms)
             if deadline_ms != work.deadline_ms:
                 work = request.work = replace(work, deadline_ms=deadline_ms)
