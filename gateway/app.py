@@ -22,6 +22,7 @@ from gateway.audit import DIRECTIONS, Audit, Watch
 from gateway.clock import Clock, SystemClock
 from gateway.costing import PriceKeeper
 from gateway.counting import PromptCounter
+from gateway.discovery import Discovery
 from gateway.dispatch import Dispatcher
 from gateway.draining import Draining
 from gateway.endpoints import IN_FORCE, Page, Pages, Relayed, unknown
@@ -36,7 +37,7 @@ from gateway.placement import Caches
 from gateway.policy import LimitsSpec, Policies
 from gateway.relay import Message, Receive, Send
 from gateway.reload import Reloader
-from gateway.replica_health import follow_health
+from gateway.replica_health import follow_health, show_discovery
 from gateway.routing import ShadowedRouter
 from gateway.settings import Settings
 from gateway.sharing import Sharing
@@ -137,12 +138,15 @@ class Gateway:
         alerts.use(policies.alerts)
         lifecycle.telemetry.metrics.end_soft(inf)
 
-    def _reload_on_change(
-        self, stack: AsyncExitStack, policies: Policies, apply: Callable[[Policies], None], metrics: Metrics
+    def _apply_on_change(
+        self, stack: AsyncExitStack, discovery: Discovery, apply: Callable[[Policies], None], metrics: Metrics
     ) -> None:
-        """Puts in force what changes in the directory, by itself or by SIGHUP."""
-        assert self._directory is not None
-        reloader = Reloader(self._directory, policies, apply)
+        """Puts in force what is discovered, and what changes in the directory, by itself or by SIGHUP."""
+        discovery.on_change = apply
+        metrics.before_flush(lambda: show_discovery(discovery, metrics))
+        if self._directory is None:
+            return
+        reloader = Reloader(self._directory, self._policies, lambda new: apply(discovery.declare(new)))
         reloading = asyncio.create_task(reloader.run(), name="policies")
         stack.callback(reloading.cancel)
         metrics.before_flush(lambda: metrics.policy_failed.set(bool(reloader.failed)))
@@ -151,8 +155,10 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
-        policies, settings, clock = self._policies, self._settings, self.clock
+        settings, clock = self._settings, self.clock
         async with AsyncExitStack() as stack:
+            discovery = await stack.enter_async_context(Discovery())
+            policies = self._policies = await discovery.first(self._policies)
             redis = await stack.enter_async_context(client(self._redis_url))
             keys = await stack.enter_async_context(KeyDirectory(policies, redis, now_ms=clock.now_ms))
             metrics = Metrics()
@@ -235,11 +241,8 @@ class Gateway:
                     random=random.random,
                 )
                 await stack.enter_async_context(sink)
-            if self._directory is not None:
-                apply = partial(
-                    self._apply, lifecycle=lifecycle, watch=watch, rules=rules, alerts=alerts, prices=prices
-                )
-                self._reload_on_change(stack, policies, apply, metrics)
+            apply = partial(self._apply, lifecycle=lifecycle, watch=watch, rules=rules, alerts=alerts, prices=prices)
+            self._apply_on_change(stack, discovery, apply, metrics)
             log.info("serving %d models to %d tenants", len(policies.models), len(policies.tenants))
             yield
             log.info("stopping")

@@ -1,10 +1,11 @@
-"""Tells metrics and routers what the fleet learns of its replicas' health."""
+"""Tells metrics and routers what is learnt of replicas: their health, and where they are."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
 
+from gateway.discovery import Discovery
 from gateway.fleet import Fleet, Replica
 from gateway.telemetry import Metrics
 
@@ -39,3 +40,10 @@ def follow_health(
 
     fleet.on_change, fleet.on_restart = changed, restarted
     metrics.before_flush(show)
+
+
+def show_discovery(discovery: Discovery, metrics: Metrics) -> None:
+    """How many replicas are found of each model, and whether that is still being told."""
+    for model in discovery.found.keys() | discovery.failing.keys():
+        metrics.replicas.discovered.labels(model).set(len(discovery.found.get(model, ())))
+        metrics.replicas.discovery_failed.labels(model).set(model in discovery.failing)

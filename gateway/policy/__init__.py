@@ -9,11 +9,13 @@ from ._documents import (
     AlertsSpec,
     ClassSpec,
     ContextSpec,
+    DiscoverSpec,
     FleetSpec,
     GpuSpec,
     GroupSpec,
     JournalFailure,
     KeySpec,
+    KubernetesSpec,
     LedgerSpec,
     ModelSpec,
     Policies,
@@ -43,7 +45,7 @@ from ._prices import (
     TierSpec,
 )
 from ._problems import PolicyError, Problem
-from ._rules import check_name
+from ._rules import check_name, check_origin, check_url
 from ._schema import json_schema
 from ._scopes import NO_SCOPES, Scope, ScopeKind, Scopes
 from ._unmatched import Match, RuleName, Unmatched
@@ -56,12 +58,14 @@ __all__ = [
     "ClassSpec",
     "ContextSpec",
     "Difference",
+    "DiscoverSpec",
     "Engine",
     "FleetSpec",
     "GpuSpec",
     "GroupSpec",
     "JournalFailure",
     "KeySpec",
+    "KubernetesSpec",
     "LedgerSpec",
     "LimitsSpec",
     "Match",
@@ -94,7 +98,9 @@ __all__ = [
     "TierSpec",
     "Unmatched",
     "check_name",
+    "check_origin",
     "check_public_id",
+    "check_url",
     "differences",
     "hash_key",
     "json_schema",

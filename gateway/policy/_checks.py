@@ -129,7 +129,7 @@ def _check_engines(sources: list[Source]) -> None:
 def _replicas(source: Source, model: ModelSpec) -> Iterator[tuple[Steps, ReplicaSpec]]:
     """A model's replicas and where they stand: in its own list, or in its pools'. Says where they are missing."""
     at: Steps = ("models", model.name)
-    if not {(*at, "replicas"), (*at, "pools")}.intersection(source.reader.lines):
+    if not {(*at, "replicas"), (*at, "pools"), (*at, "discover")}.intersection(source.reader.lines):
         source.reader.problem(at, "replicas is missing. The engine processes that serve this model.")
     if model.pools and (*at, "replicas") in source.reader.lines:
         source.reader.problem((*at, "replicas"), "stand in pools already; keep one of the two")
@@ -199,6 +199,8 @@ def _check_gpus(sources: list[Source], catalogue: Catalogue) -> None:
             if message is not None:
                 source.reader.problem((*steps, "sku"), message)
         unknown = [replica.url for replica in model.replicas if replica.gpu is None and model.gpu is None]
+        if model.discover is not None and model.gpu is None:
+            unknown.append("those that are discovered")
         if model.price is not None and model.price.follows_cost and unknown:
             message = f"follows what the GPUs cost, and of {', '.join(unknown)} nobody says; give the model a gpu"
             source.reader.problem((*at, "price"), message)

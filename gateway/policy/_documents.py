@@ -16,6 +16,7 @@ from ._limits import LimitsSpec, ScopeLimitsSpec
 from ._prices import EVERY_MODEL, PriceSpec, PricingSpec, TenantPriceSpec
 from ._scopes import Scope, ScopeKind, Scopes, scopes_with
 
+Scheme = Literal["http", "https"]
 JournalFailure = Literal["refuse", "serve"]
 StoreFailure = Literal["refuse", "degrade"]
 EnginePriority = Literal["pass", "ignore"]
@@ -145,6 +146,29 @@ class ContextSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesSpec:
+    """A Service of Kubernetes. `port` is the engines' own; None: the one that its EndpointSlices name. `namespace` is
+    the gateway's own where None."""
+
+    service: str
+    namespace: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoverSpec:
+    """Where a model's replicas are told, one of: a file with a list of addresses; a name whose addresses in DNS have
+    an engine at `port`; a name with SRV records; a Service of Kubernetes."""
+
+    file: str | None = None
+    dns: str | None = None
+    srv: str | None = None
+    kubernetes: KubernetesSpec | None = None
+    port: int | None = None
+    scheme: Scheme = "http"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A served model. `name` is what clients send; engines know it by the same name, or by `engine_model`.
     `api_key_env` names the environment variable with the key they want. `on_disconnect` is what happens to an answer
@@ -156,11 +180,12 @@ class ModelSpec:
     `locality_tokens`: what a tenant may be given out of its turn, where its prompt begins as the last one did.
     `cache_isolation`: whether tenants find each other's prompts in the engines' caches, where the tenant itself says
     nothing else. `replicas` are those of all `pools` but the last resorts, where it has any: in their order, each used
-    when those before it have no room."""
+    when those before it have no room. `discover` is where more of them are told while the gateway serves."""
 
     name: str
     replicas: tuple[ReplicaSpec, ...] = ()
     pools: tuple[PoolSpec, ...] = ()
+    discover: DiscoverSpec | None = None
     engine: EngineName = "vllm"
     engine_model: str | None = None
     api_key_env: str | None = None

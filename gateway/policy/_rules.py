@@ -8,7 +8,7 @@ from typing import cast
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from ._documents import ContextSpec, GpuSpec, ModelSpec, ReplicaSpec, RoutingSpec, TagsSpec
+from ._documents import ContextSpec, DiscoverSpec, GpuSpec, ModelSpec, ReplicaSpec, RoutingSpec, TagsSpec
 from ._limits import RuleSpec
 from ._numbers import plain
 from ._prices import OffPeakSpec, PriceSpec, TenantPriceSpec
@@ -22,6 +22,8 @@ _NOT_FOR_TAGS = frozenset(
 
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
 VARIABLE = r"[A-Z_][A-Z0-9_]{0,127}"
+DNS_NAME = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?([.][A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*[.]?"
+DNS_NAME_MAX = 253
 PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
@@ -48,6 +50,26 @@ def check_url(text: str) -> str | None:
     """What is wrong with a replica's address, or None; with the address to write where one can be guessed. Whether it
     may have a path is for its engine to say: `check_origin`."""
     return _check_address(text) or ("must not hold a query" if set(text) & set("?#") else None)
+
+
+def check_dns_name(text: str) -> str | None:
+    """What is wrong with a name that replicas are looked up by, or None."""
+    if re.fullmatch(DNS_NAME, text) and len(text) <= DNS_NAME_MAX:
+        return None
+    return "must be a name in DNS: letters, digits, _ and -, with dots between, no scheme and no port"
+
+
+def check_discover(value: object) -> list[tuple[str, str]]:
+    """Replicas are looked up in one way, and have a port: the field to blame and what is wrong."""
+    discover = cast(DiscoverSpec, value)
+    given = [name for name in ("file", "dns", "srv", "kubernetes") if getattr(discover, name) is not None]
+    if len(given) != 1:
+        return [(given[1] if given else "file", "is one way of several; give one of file, dns, srv and kubernetes")]
+    if discover.dns is not None and discover.port is None:
+        return [("port", "is missing: a name's addresses say nothing of ports; add the engines' own")]
+    if discover.dns is None and discover.port is not None:
+        return [("port", "goes with dns alone: the others tell ports themselves; for kubernetes write it there")]
+    return []
 
 
 def check_zmq(text: str) -> str | None:
@@ -180,6 +202,8 @@ def check_model(value: object) -> list[tuple[str, str]]:
     what is wrong."""
     model = cast(ModelSpec, value)
     names = [pool.name for pool in model.pools]
+    if model.discover is not None and model.pools:
+        return [("discover", "tells replicas that are in no pool; leave out the pools, or name their replicas there")]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         return [("pools", f"{', '.join(twice)} is in the list twice")]
     weights = [replica.weight for replica in model.replicas]

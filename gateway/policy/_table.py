@@ -13,10 +13,12 @@ from ._documents import (
     AlertsSpec,
     ClassSpec,
     ContextSpec,
+    DiscoverSpec,
     FleetSpec,
     GpuSpec,
     GroupSpec,
     KeySpec,
+    KubernetesSpec,
     LedgerSpec,
     ModelSpec,
     PoolSpec,
@@ -32,10 +34,13 @@ from ._limits import LimitsSpec, RuleSpec, ScopeLimitsSpec
 from ._modes import limits_from
 from ._prices import OffPeakSpec, PriceSpec, PricingSpec, TenantPriceSpec, TierSpec
 from ._rules import (
+    DNS_NAME,
     MODEL_NAME,
     PLAIN_NAME,
     VARIABLE,
     check_context,
+    check_discover,
+    check_dns_name,
     check_gpu,
     check_model,
     check_model_choice,
@@ -274,6 +279,47 @@ REPLICA = Record(
 
 _STRATEGIES = ("prefix", "least_loaded", "round_robin", "session", "weighted")
 
+_PORT = Number(unit=units.PLAIN, maximum=Decimal(65535))
+_DNS_NAME = Text(what="a name in DNS", check=check_dns_name, pattern=DNS_NAME)
+
+KUBERNETES = Record(
+    what="a Service of Kubernetes",
+    build=KubernetesSpec,
+    example="{service: vllm, namespace: models, port: 8000}",
+    fields={
+        "service": Field(
+            shape=_DNS_NAME, required=True, about="Its name, whose EndpointSlices are watched.", aka=("name",)
+        ),
+        "namespace": Field(shape=_DNS_NAME, about="Its namespace (default: the gateway's own).", aka=("ns",)),
+        "port": Field(shape=_PORT, about="The engines' port (default: the one that the Service leads to).", aka=()),
+    },
+)
+
+DISCOVER = Record(
+    what="a discover section",
+    build=DiscoverSpec,
+    example="{dns: vllm.models.svc, port: 8000}",
+    check=check_discover,
+    fields={
+        "file": Field(
+            shape=Text(what="a path", check=lambda text: None),
+            about="A YAML or JSON list of addresses, read again when it changes.",
+            aka=("path",),
+        ),
+        "dns": Field(
+            shape=_DNS_NAME,
+            about="A name, each of whose addresses has an engine at port; asked again by its TTL.",
+            aka=("host", "hostname", "name"),
+        ),
+        "srv": Field(shape=_DNS_NAME, about="A name with SRV records; asked again by their TTL.", aka=("dns_srv",)),
+        "kubernetes": Field(
+            shape=KUBERNETES, about="A Service of the cluster that the gateway runs in, watched.", aka=("k8s",)
+        ),
+        "port": Field(shape=_PORT, about="The engines' port, with dns.", aka=()),
+        "scheme": Field(shape=Choice(options=("http", "https")), about="How engines are asked (default http).", aka=()),
+    },
+)
+
 ROUTING = Record(
     what="a routing section",
     build=RoutingSpec,
@@ -489,6 +535,11 @@ MODEL = Record(
             ),
             about="Instead of replicas: several groups of them, each used when those before it have no room.",
             aka=("groups", "fallbacks", "tiers", "spill_over"),
+        ),
+        "discover": Field(
+            shape=DISCOVER,
+            about="Where replicas are told while the gateway serves, beside those that stand here.",
+            aka=("discovery", "service_discovery"),
         ),
         "aliases": Field(
             shape=ListOf(item=_MODEL, example="[small]"), about="Other names clients may send for this model."

@@ -42,6 +42,20 @@ class ReplicaMetrics:
             ("replica",),
             registry=registry,
         )
+        self.discovered = Gauge(
+            "mtok_discovered_replicas",
+            "Replicas that discovery found last.",
+            ("model",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.discovery_failed = Gauge(
+            "mtok_discovery_failed",
+            "1 while a worker cannot find out where the model's replicas are; those known last stay.",
+            ("model",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._states: dict[str, tuple[str, str]] = {}
 
     def show(self, replica: str, state: str, reason: str) -> None:

@@ -43,6 +43,7 @@ def policies(
     ledger: dict[str, Any] | None = None,
     service: dict[str, Any] | None = None,
     rival_uses: str = "other",
+    discover: dict[str, Any] | None = None,
     tenant: dict[str, Any] | None = None,
     key: dict[str, Any] | None = None,
     rival: dict[str, Any] | None = None,
@@ -55,6 +56,8 @@ def policies(
     its key, `rival` of the other tenant; `changes` are made to the model.
     """
     plain: dict[str, Any] = {"replicas": [{"url": engine.url} for engine in engines]}
+    if discover is not None:
+        plain = {"discover": discover}
     if "pools" in changes:
         plain = {"replicas": changes["pools"][0]["replicas"]}
     model: dict[str, Any] = ({} if "pools" in changes else plain) | {"price": PRICE}

@@ -251,6 +251,30 @@ FIELDS += [
         "models.m.pools[1].replicas[0].url: http://a is in the list twice",
     ),
     (
+        "models: {m: {discover: {}}}",
+        "models.m.discover.file: is one way of several; give one of file, dns, srv and kubernetes",
+    ),
+    (
+        "models: {m: {discover: {file: x, srv: y}}}",
+        "models.m.discover.srv: is one way of several; give one of file, dns, srv and kubernetes",
+    ),
+    (
+        "models: {m: {discover: {dns: vllm.models.svc}}}",
+        "models.m.discover.port: is missing: a name's addresses say nothing of ports; add the engines' own",
+    ),
+    (
+        "models: {m: {discover: {srv: _http._tcp.vllm, port: 80}}}",
+        "models.m.discover.port: goes with dns alone: the others tell ports themselves; for kubernetes write it there",
+    ),
+    (
+        "models: {m: {discover: {dns: 'http://vllm', port: 80}}}",
+        "models.m.discover.dns: 'http://vllm' must be a name in DNS: letters, digits, _ and -, with dots between, no",
+    ),
+    (
+        "models: {m: {discover: {file: x}, pools: [{name: a, replicas: [{url: http://a}]}]}}",
+        "models.m.discover: tells replicas that are in no pool; leave out the pools, or name their replicas there",
+    ),
+    (
         in_model("pools: [{name: a, replicas: [{url: http://a}]}]"),
         "models.m.replicas: stand in pools already; keep one of the two",
     ),
