@@ -23,6 +23,7 @@ from gateway.usage import Billed, billed_by_tenant_and_model
 from ._epochs import LEAD_S, MINUTE_S, Epoch, decide, epoch_start, measured_window, pools
 from ._hours import gpu_terms, read_spans, tell_gpus
 from ._records import read_epochs, write_epoch
+from ._split import measured_input_ratio
 from ._tariffs import Tariffs
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class PriceKeeper:
             start_s,
             before=before,
             measured=measured,
-            input_ratios=await self._input_ratios(),
+            input_ratios=await self._input_ratios(start_s),
             volumes=await self._volumes(start_s),
             decided_s=now_s,
             fence=fence,
@@ -182,9 +183,20 @@ class PriceKeeper:
             by_model[model] = by_model.get(model, Billed()) + billed
         return by_model
 
-    async def _input_ratios(self) -> dict[str, Decimal]:
-        """What input costs of output where that is to be measured."""
-        return {}
+    async def _input_ratios(self, start_s: int) -> dict[str, Decimal]:
+        """What input costs of output where that is to be measured and can be."""
+        found: dict[str, Decimal] = {}
+        names = {one.url: one.name for one in self._replicas()}
+        for model in self._policies.models.values():
+            price = model.price
+            if price is None or not price.follows_cost or price.ratios == "set":
+                continue
+            replicas = [names[replica.url] for replica in model.replicas if replica.url in names]
+            window = measured_window(start_s, self._policies.pricing.epoch_s, price.smooth)
+            ratio = await measured_input_ratio(self._redis, replicas, *window)
+            if ratio is not None:
+                found[model.name] = ratio
+        return found
 
     async def _volumes(self, start_s: int) -> dict[str, dict[str, int]]:
         """Tokens of this month so far, of tenants whose price depends on that."""

@@ -23,11 +23,14 @@ Meaning = Literal[
     "kv_info",
     "preemptions",
     "started_s",
+    "prefill_s",
+    "decode_s",
 ]
 """`prompt`, `cached` and `generation` are tokens since the process began, the cached ones in the prompt's; `requests`
 and `finished` count HTTP requests by path and sequences by reason. `running` sequences are in the engine's batch,
 `waiting` are not yet. `kv_usage` is a part of 1; the cache's size is `kv_tokens`, `kv_blocks` × `kv_block_tokens`, or
-in the labels of `kv_info`. `started_s` is when the process began, Unix seconds."""
+in the labels of `kv_info`. `started_s` is when the process began, Unix seconds. `prefill_s` and `decode_s` are the
+seconds that requests have spent in either phase."""
 
 TOKENS: tuple[Meaning, ...] = ("prompt", "cached", "generation")
 

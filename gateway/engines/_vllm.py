@@ -32,6 +32,8 @@ class VLLM(Dialect):
             "vllm:num_preemptions_total": "preemptions",
             "vllm:cache_config_info": "kv_info",
             "vllm:request_success_total": "finished",
+            "vllm:request_prefill_time_seconds_sum": "prefill_s",
+            "vllm:request_decode_time_seconds_sum": "decode_s",
             "http_requests_total": "requests",
             "process_start_time_seconds": "started_s",
         }

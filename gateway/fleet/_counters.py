@@ -8,7 +8,7 @@ prometheus_client's parser 33 ms for the whole page (measured beside other work)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -22,6 +22,7 @@ _KV_BLOCKS = re.compile(rb'num_gpu_blocks="(\d+)"')
 _BLOCK_SIZE = re.compile(rb'(?:^|,)block_size="(\d+)"')
 _REASON = re.compile(rb'finished_reason="([a-z_]+)"')
 _HANDLERS: Final = frozenset(endpoint.path.encode() for endpoint in Endpoint if endpoint.computes)
+_PHASES: Final[Mapping[Meaning, str]] = {"prefill_s": "prefill_ms", "decode_s": "decode_ms"}
 _REQUESTS: Final = "requests"
 _FINISHED_PREFIX: Final = "finished:"
 
@@ -35,7 +36,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     engine's process began, None where it does not say.
 
     `counters`: `prompt`, `cached` and `generation` tokens, `requests` (HTTP requests for GPU time that have ended,
-    aborted and refused ones included) and `finished:<reason>` (sequences), as far as the engine tells them. `running`
+    aborted and refused ones included), `finished:<reason>` (sequences), `prefill_ms` and `decode_ms` (of all requests
+    together), as far as the engine tells them. `running`
     sequences had not ended, of which `waiting` were not in the engine's batch. `kv_usage` is the used part of its KV
     cache, `kv_tokens` how many tokens that holds (0 where it does not say), `preemptions` how often it has put a
     sequence off since it started. Of several engines behind one server (data-parallel ranks) the sums, and the fullest
@@ -78,6 +80,8 @@ def read_counters(page: bytes, metrics: MetricsPage, *, asked_ms: int, answered_
             found = True
             if meaning in _SUMMED:
                 counters[meaning] = counters.get(meaning, 0) + int(float(value))
+            elif metric := _PHASES.get(meaning):
+                counters[metric] = counters.get(metric, 0) + round(float(value) * 1000)
             elif meaning == "started_s":
                 started_ms = round(float(value) * 1000)
             elif meaning == "kv_info":

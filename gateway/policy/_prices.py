@@ -9,6 +9,7 @@ from typing import Literal
 PriceMode = Literal["fixed", "live", "cost_plus"]
 TenantPriceMode = Literal["live", "fixed", "cost_plus", "contract"]
 Smoothing = Literal["epoch", "hour", "day"]
+Ratios = Literal["set", "measured"]
 
 EVERY_MODEL = "*"
 
@@ -20,6 +21,7 @@ class PriceSpec:
     `fixed` is that price. `live` follows what the GPUs cost over what they produced, `cost_plus` is live and `margin`;
     both start with that price, and `overhead`, floor, ceiling, the largest step of one epoch (a share) and the time
     it is smoothed over bound them.
+    `ratios: measured` takes the input ratio from where the engines' time went.
     """
 
     output_usd_per_mtok: Decimal
@@ -32,6 +34,7 @@ class PriceSpec:
     ceiling_usd_per_mtok: Decimal | None = None
     max_step: Decimal | None = None
     smooth: Smoothing = "hour"
+    ratios: Ratios = "set"
 
     @property
     def follows_cost(self) -> bool:

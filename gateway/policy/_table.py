@@ -385,6 +385,11 @@ PRICE = Record(
             about="The time a live price is measured over (default hour).",
             aka=("smoothing", "window"),
         ),
+        "ratios": Field(
+            shape=Choice(options=("set", "measured")),
+            about="input_ratio as it is set (default), or measured: from the engines' own time for prefill and decode, "
+            "where they tell it.",
+        ),
     },
 )
 

@@ -15,7 +15,7 @@ from gateway.costing import PriceKeeper, Tariffs, epoch_name, read_epochs, read_
 from gateway.metering import Dimensions, sum_field
 from gateway.policy import Policies, load
 from gateway.pricing import cost_nanousd
-from gateway.store import PRICE_LEASE, TENANTS, TenantKeys
+from gateway.store import PRICE_LEASE, TENANTS, ReplicaKeys, TenantKeys
 
 POLICY = """
 pricing: {epoch_s: 60}
@@ -171,3 +171,23 @@ async def test_without_anybody_to_make_it_the_last_price_holds_and_is_marked(wor
     await follower.tick()
     assert follower.stale
     assert world.price(held) == before
+
+
+async def test_inputs_ratio_may_come_from_the_engines_own_time(world: World, tmp_path: Path) -> None:
+    """Half of the time went to 80,000 uncached prompt tokens, half to 20,000 generated ones: a quarter. An engine that
+    made too little says nothing."""
+    (tmp_path / "policy.yaml").write_text(POLICY.replace("smooth: epoch", "smooth: epoch, ratios: measured"))
+    world.policies = load(tmp_path)
+    keeper, held = world.worker()
+    await keeper.tick()
+    price = held[-1].of(world.policies.tenants["acme"], "tiny")
+    assert price is not None
+    assert price.input_usd_per_mtok == Decimal("0.14")
+    minute = {"prompt": 90_000, "cached": 10_000, "generation": 20_000, "prefill_ms": 50_000, "decode_ms": 50_000}
+    keys = ReplicaKeys("a:1")
+    await world.redis.hset(keys.engine(NOON), mapping={f"1|{name}": n for name, n in minute.items()})
+    world.now_ms += 120_000
+    await keeper.tick()
+    price = held[-1].of(world.policies.tenants["acme"], "tiny")
+    assert price is not None
+    assert price.input_usd_per_mtok == price.output_usd_per_mtok / 4
