@@ -132,7 +132,7 @@ class _Request:
         self._question = question
         self._left = left
         self._service = policies.class_of(tenant)
-        self._price = policies.prices.get(model.name)
+        self._price, self._cover = policies.prices.get(model.name), policies.covers.get(model.name)
         self._view = RequestView(
             endpoint=Endpoint.CHAT,
             model=question.model,
@@ -209,7 +209,7 @@ class _Request:
             view,
             self._size,
             limits,
-            price=self._price,
+            price=self._cover,
             tenant=self._tenant.limits,
             scopes=self._policies.scopes_of(self._tenant, self._question.key, self._model.name),
         )
@@ -291,14 +291,14 @@ class _Request:
 
     def _cost(self) -> Rule:
         scope = f"model {self._model.name}"
-        if self._price is None:
+        if self._price is None or self._cover is None:
             return Rule(
                 step="cost", dimension="price_usd", scope=scope, text="the model has no price: it costs nothing"
             )
         price = self._price
         dollars = (price.input_usd_per_mtok, price.cached_usd_per_mtok, price.output_usd_per_mtok)
         per_mtok = "input {:f}, cached {:f}, output {:f} $/Mtok".format(*dollars)
-        most = price.ceiling_nanousd(self._holding.input_most, self._holding.output_most)
+        most = self._cover.ceiling_nanousd(self._holding.input_most, self._holding.output_most)
         return Rule(step="cost", dimension="price_usd", scope=scope, asked=most, text=f"at most; {per_mtok}")
 
 

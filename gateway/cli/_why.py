@@ -105,7 +105,8 @@ def _lines(told: Why) -> Iterator[tuple[str, str]]:
 
     event = told.event
     yield "request", f"{event.id} of {event.tenant}, key {event.key}, {event.endpoint}"
-    yield "model", f"{event.model or '-'}{f' at {event.replica}' if event.replica else ''}"
+    pool = f" in {event.pool}" if event.pool else ""
+    yield "model", f"{event.model or '-'}{f' at {event.replica}' if event.replica else ''}{pool}"
     yield "policy", event.policy or "not known: an older gateway wrote the event"
     yield "outcome", event.status + (f", {event.code}" if event.code else "")
     yield "decided", told.decided

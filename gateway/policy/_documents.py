@@ -494,6 +494,14 @@ class Policies:
         }
 
     @cached_property
+    def covers(self) -> dict[str, Price]:
+        """What a budget holds for a request to each model that has a price: the dearest that it may come to."""
+        return {
+            name: Price.dearest([price, *(of for (model, _), of in self.pool_prices.items() if model == name)])
+            for name, price in self.prices.items()
+        }
+
+    @cached_property
     def _scopes(self) -> dict[tuple[ScopeKind, str, str], tuple[ScopeLimitsSpec | None, tuple[Scope, ...]]]:
         return {}
 

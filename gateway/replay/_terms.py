@@ -26,6 +26,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelSpec
     endpoint: Endpoint
     price: Price | None
+    cover: Price | None
     limits: ContextLimits
     bounded: bool
     ttft_ms: int | None
@@ -53,7 +54,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         if not is_far and (refusal := check(view, size, limits)) is not None:
             return refusal.code
         view, limits = bounded(view, limits, granted(view, size, limits))
-        return Holding.of(view, size, limits, price=self.price, tenant=self.tenant.limits, scopes=self.scopes)
+        return Holding.of(view, size, limits, price=self.cover, tenant=self.tenant.limits, scopes=self.scopes)
 
 
 def terms_of(policies: Policies, arrival: Arrival, context_tokens: int) -> Terms | str:
@@ -72,6 +73,7 @@ def terms_of(policies: Policies, arrival: Arrival, context_tokens: int) -> Terms
         model=model,
         endpoint=_ENDPOINTS.get(arrival.endpoint, Endpoint.CHAT),
         price=policies.prices.get(model.name),
+        cover=policies.covers.get(model.name),
         limits=limits_for(
             tenant,
             arrival.key,

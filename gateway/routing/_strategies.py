@@ -105,11 +105,9 @@ def strategy_of(name: StrategyName, weights: Mapping[str, float]) -> Strategy:
 def router_of(spec: ModelSpec, loads: Loads, *, before: Router | None, said: ModelSpec | None) -> Router:
     """The router of a model: the one it had, unless the policy said something else of where requests go; then a new one
     that knows what the last one did. `said` is what the policy said when that was made."""
-    if before is not None and said is not None and (said.routing, said.replicas) == (spec.routing, spec.replicas):
+    weights = _weights(spec)
+    if before is not None and said is not None and (said.routing, _weights(said)) == (spec.routing, weights):
         return before
-    weights = {
-        place: float(replica.weight) / len(replica.places) for replica in spec.replicas for place in replica.places
-    }
     strategy = strategy_of(spec.routing.strategy, weights)
     if spec.routing.shadow is None:
         router = Router(loads, strategy)
@@ -125,6 +123,14 @@ def session_of(tenant: str, header: bytes, user: bytes) -> str:
     request's raw `user`; empty where it says nothing. Tenants' sessions of one name are different ones."""
     said = header or user
     return f"{tenant}\0{said.decode('latin-1')}" if said else ""
+
+
+def _weights(spec: ModelSpec) -> dict[str, float]:
+    """By place, as far as they are not 1: replicas that come and go with a weight of 1 change nothing."""
+    weights = {
+        place: float(replica.weight) / len(replica.places) for replica in spec.replicas for place in replica.places
+    }
+    return {place: weight for place, weight in weights.items() if weight != 1}
 
 
 def _stake(weight: float, hashed: int) -> float:

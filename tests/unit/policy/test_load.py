@@ -289,3 +289,18 @@ classes:
     (tmp_path / "all.yaml").write_text((document % ("0" * 64)).replace("max_input_tokens: 5", "on_excess: cap"))
     with pytest.raises(PolicyError, match="on_excess: says nothing alone; add max_input_tokens"):
         load(tmp_path)
+
+
+def test_a_budget_holds_the_dearest_that_a_model_may_cost(tmp_path: Path) -> None:
+    """Its own output at 2 $/Mtok, a provider's dearer input; both are in force under names of their own."""
+    pools = """pools:
+      - {name: own, replicas: [{url: "http://a:1"}]}
+      - {name: far, engine: openai, replicas: [{url: "https://b/v1"}],
+         price: {output_usd_per_mtok: 1, input_ratio: 1, cached_ratio: 0.5}}"""
+    price = "price: {output_usd_per_mtok: 2, input_ratio: 0.25, cached_ratio: 0.1}"
+    policies = load(directory(tmp_path, a=f"models:\n  m:\n    {pools}\n    {price}\n"))
+    cover, far = policies.covers["m"], policies.pool_prices["m", "far"]
+    dollars = (cover.output_usd_per_mtok, cover.input_usd_per_mtok, cover.cached_usd_per_mtok)
+    assert dollars == (2, 1, Decimal("0.5"))
+    assert (policies.prices["m"].epoch, far.epoch) == (policies.price_epoch, f"{policies.price_epoch}/far")
+    assert [replica.url for replica in policies.models["m"].replicas] == ["http://a:1"]

@@ -177,6 +177,8 @@ def test_policies_that_change_something_else_leave_the_router_and_others_keep_wh
     serve(before, query(prompt(1)), list(targets))
     same = ModelSpec(name="m", replicas=targets, routing=RoutingSpec(strategy="round_robin"), locality_tokens=1)
     assert router_of(same, loads, before=before, said=said) is before
+    more = ModelSpec(name="m", replicas=tuple(replicas(5)), routing=RoutingSpec(strategy="round_robin"))
+    assert router_of(more, loads, before=before, said=said) is before, "replicas that have been discovered"
     changed = router_of(ModelSpec(name="m", replicas=targets), loads, before=before, said=said)
     assert changed is not before
     assert len(changed.index) == len(before.index) > 0
