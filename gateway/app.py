@@ -211,7 +211,7 @@ class Gateway:
             lifecycle.draining = self._draining
             await stack.enter_async_context(lifecycle.cache_events)
             neighbours = await stack.enter_async_context(Neighbours(lifecycle.routers, redis, now_ms=_loop_ms))
-            lifecycle.routers.on_placed = neighbours.placed
+            lifecycle.routers.share(placed=neighbours.placed, said=neighbours.engine_said)
             draining = await stack.enter_async_context(Draining(fleet, redis, now_ms=clock.now_ms))
             follow_health(fleet, metrics, forget=lifecycle.routers.forget, replaced=draining.replaced)
             metrics.before_flush(lambda: _refresh(metrics, ledger, lifecycle))

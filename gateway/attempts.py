@@ -138,9 +138,14 @@ class Attempts(Struct, frozen=True, kw_only=True):
     ) -> Answer:
         rank = placement.rank
         passed_on = self.passed_on if rank is None else self.passed_on + rank.header
+        asks_load = not (self.view.stream or passed_on) and replica.asks_load()
+        if asks_load:
+            passed_on = replica.dialect.load_header
         head = replica.head(endpoint.path, self.call.id.encode(), len(body), passed_on)
         try:
             answer = await open_answer(replica, head, body, watch)
+            if asks_load and (load := answer.take_load()) is not None:
+                placement.router.loads.said(replica.name, load.waiting)
             if answer.is_stream:
                 try:
                     await answer.look()

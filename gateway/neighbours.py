@@ -67,6 +67,9 @@ class Routers(Protocol):
     def beside(self, replica: str, load: Beside) -> None:
         """All other gateways together have this in flight there."""
 
+    def running(self, replica: str) -> int:
+        """How many requests from here have not ended there."""
+
     def held(self) -> list[Held]:
         """What is in flight from here; replicas that have nothing are left out."""
 
@@ -135,6 +138,11 @@ class Neighbours:
     def restarted(self, replica: str) -> None:
         """Its engine has started anew, with an empty cache."""
         self._news.forget(replica)
+
+    def engine_said(self, replica: str, waiting: int) -> None:
+        """An engine has so many requests waiting."""
+        self._elsewhere.engine_said(replica, waiting, self._routers.running(replica), self._now_ms())
+        self._apply()
 
     async def _again(self, do: Callable[[], Coroutine[object, object, None]]) -> None:
         while True:

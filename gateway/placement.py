@@ -86,8 +86,7 @@ class Routers:
     def __init__(self, fleet: Fleet, loads: Loads) -> None:
         self.by_model: dict[str, Router] = {}
         self.loads = loads
-        self.on_placed: Callable[[str, str, Sequence[int]], None] = _nobody
-        """Hears of each prompt's model, replica and blocks."""
+        self._on_placed: Callable[[str, str, Sequence[int]], None] = _nobody
         self._fleet = fleet
         self._resorts: dict[tuple[str, str], Router] = {}
         self._said: Mapping[str, ModelSpec] = {}
@@ -104,6 +103,12 @@ class Routers:
             router = self._resorts[model, pool] = Router(Loads(), LeastLoaded())
         return router
 
+    def share(self, *, placed: Callable[[str, str, Sequence[int]], None], said: Callable[[str, int], None]) -> None:
+        """From now on `placed` hears of each prompt's model, replica and blocks, and `said` how many requests an engine
+        says wait in it."""
+        self._on_placed = placed
+        self.loads.on_said = said
+
     def note_elsewhere(self, model: str, replica: str, blocks: Sequence[int]) -> None:
         """Another gateway has sent a prompt of these blocks there."""
         if router := self.by_model.get(model):
@@ -112,6 +117,10 @@ class Routers:
     def beside(self, replica: str, load: Beside) -> None:
         """All other gateways together have this in flight there."""
         self.loads.of(replica).beside = load
+
+    def running(self, replica: str) -> int:
+        """How many requests from here have not ended there."""
+        return self.loads.of(replica).running
 
     def held(self) -> list[Held]:
         """What is in flight from here; replicas that have nothing are left out."""
@@ -132,7 +141,7 @@ class Routers:
     def _router(self, spec: ModelSpec) -> Router:
         model = spec.name
         router = router_of(spec, self.loads, before=self.by_model.get(model), said=self._said.get(model))
-        router.on_placed = lambda replica, blocks: self.on_placed(model, replica, blocks)
+        router.on_placed = lambda replica, blocks: self._on_placed(model, replica, blocks)
         return router
 
 

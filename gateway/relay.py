@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from gateway.engines import Load
 from gateway.errors import Refusal
 from gateway.fleet import Connection, Replica, UpstreamLost
 from gateway.wire import FIRST_EVENT_MAX_BYTES, Endpoint, StreamScanner, first_event_is_whole, in_band_error
@@ -137,6 +138,9 @@ class ClientWatch:
             self.interrupt()
 
 
+LOAD_HEADER = b"endpoint-load-metrics"
+
+
 class Answer:
     """An engine's answer whose head and first body bytes have arrived. Close it, or its replica counts it for ever.
 
@@ -184,6 +188,14 @@ class Answer:
         if found := in_band_error(self.first):
             self.status, self.error, self.is_stream = found.status, found.body, False
             self._connection.status = found.status
+
+    def take_load(self) -> Load | None:
+        """What the engine has said of its load, since it was asked: that is not the client's business."""
+        for index, (name, value) in enumerate(self.headers):
+            if name == LOAD_HEADER:
+                del self.headers[index]
+                return self.replica.dialect.load(value)
+        return None
 
     def blame(self, what: str) -> None:
         """It is not what it should be, though it was complete: that counts against its replica."""

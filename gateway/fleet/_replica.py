@@ -34,6 +34,10 @@ _COMPUTES = tuple(b"POST %b " % endpoint.path.encode() for endpoint in Endpoint 
 _VLLM = dialect_of("vllm")
 
 
+LOAD_EVERY_S = 0.25
+"""What an engine says of its load is believed for half a second."""
+
+
 class ConnectFailed(Exception):
     """No connection could be made, so nothing was sent: the request may run elsewhere."""
 
@@ -92,6 +96,7 @@ class Replica:
         self._changed = changed or _nobody
         self._restarted = restarted or _nobody
         self._last_token_s: float | None = None
+        self._load_asked_s = -LOAD_EVERY_S
         self._trial: Connection | None = None
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._base_path = parts.path
@@ -148,6 +153,14 @@ class Replica:
         """How long ago the oldest exchange that still runs was sent, in seconds; None when none runs."""
         began_at = min((connection.began_at for connection in self._busy), default=None)
         return None if began_at is None else self._loop.time() - began_at
+
+    def asks_load(self) -> bool:
+        """Whether an answer that comes whole is to say how much its engine has to do: now and then, where it can."""
+        now_s = self._loop.time()
+        if not self.dialect.load_header or now_s - self._load_asked_s < LOAD_EVERY_S:
+            return False
+        self._load_asked_s = now_s
+        return True
 
     def take_idle(self) -> Connection | None:
         """A connection kept alive and still good, or None: then `connect`."""

@@ -14,6 +14,10 @@ FORGOTTEN_MS = 1500
 what it had has ended."""
 
 
+UNTOLD_TOKENS = 1_000
+"""What a request is taken to wait with that no gateway has told of: a prompt of middling length."""
+
+
 class Beside(NamedTuple):
     """What others have at one replica, as in `Held`."""
 
@@ -43,6 +47,19 @@ class Elsewhere:
             self._told[gateway] = _Told(now_ms, told)
         else:
             self._told.pop(gateway, None)
+
+    def engine_said(self, replica: str, waiting: int, own: int, now_ms: int) -> None:
+        """An engine has so many requests waiting. More than all gateways that are known of have there, this one's `own`
+        included, are somebody else's: of a gateway that cannot be heard, or of a client that goes past all of them."""
+        engine = f"engine {replica}"
+        known = own + sum(
+            held.running
+            for gateway, told in self._told.items()
+            for held in told.held
+            if held.replica == replica and gateway != engine
+        )
+        untold = max(0, waiting - known)
+        self.heard(engine, [Held(replica, untold * UNTOLD_TOKENS, untold)] if untold else [], now_ms)
 
     def beside(self, now_ms: int) -> dict[str, Beside]:
         """What all of them have at each replica that any of them uses, by how old it is."""

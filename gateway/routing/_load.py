@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from ._elsewhere import Beside
 from ._news import Held
@@ -97,6 +98,8 @@ class Loads:
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
+        self.on_said: Callable[[str, int], None] = _nobody
+        """Hears how many requests an engine says wait in it."""
 
     def of(self, name: str) -> Load:
         """A replica's; of a new one it is taken to be as fast as the others are."""
@@ -109,6 +112,10 @@ class Loads:
                 load.add(0, 0)
         return load
 
+    def said(self, name: str, waiting: int) -> None:
+        """A replica's engine has said how many requests wait in it."""
+        self.on_said(name, waiting)
+
     def held(self) -> list[Held]:
         """What this worker has in flight, for others to know: replicas that have nothing are left out."""
         return [
@@ -120,6 +127,10 @@ class Loads:
     def forget(self, name: str) -> None:
         """It is gone for good."""
         self._loads.pop(name, None)
+
+
+def _nobody(replica: str, waiting: int) -> None:
+    """Nobody hears of it."""
 
 
 def work(uncached: int, prompt: int) -> int:

@@ -38,6 +38,9 @@ class Known:
     def beside(self, replica: str, load: Beside) -> None:
         self.loads[replica] = load
 
+    def running(self, replica: str) -> int:
+        return 0
+
     def held(self) -> list[Held]:
         return self.own
 

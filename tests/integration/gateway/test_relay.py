@@ -356,11 +356,11 @@ async def test_embeddings(engine: Engine, start: Start) -> None:
 
 
 async def test_headers_of_the_engine_that_are_the_clients(engine: Engine, start: Start) -> None:
-    """Load metrics pass; what belongs to the engine's own connection does not."""
+    """Load metrics that the client asked for pass; what belongs to the engine's own connection does not."""
     extra = ("endpoint-load-metrics: kv=0.5", "server: uvicorn", "keep-alive: timeout=5", "x-request-id: engines-own")
     engine.script = as_json(recording("chat").body, headers=extra)
     served = await start(engine)
-    answer = await served.post(x_request_id="mine")
+    answer = await served.post(x_request_id="mine", endpoint_load_metrics_format="TEXT")
     assert answer.headers["endpoint-load-metrics"] == "kv=0.5"
     assert answer.headers["x-request-id"] == "mine"
     assert answer.headers["content-length"] == str(len(answer.body))
@@ -369,6 +369,21 @@ async def test_headers_of_the_engine_that_are_the_clients(engine: Engine, start:
 
 
 # What the gateway asked for is taken out again.
+
+
+async def test_an_engine_is_asked_for_its_load_and_work_that_no_gateway_told_of_counts(
+    engine: Engine, start: Start
+) -> None:
+    """Seven requests wait in the engine, and none is known of. The client did not ask, and is not told."""
+    said = "endpoint-load-metrics: TEXT named_metrics.num_requests_waiting=7.0, named_metrics.kv_cache_usage_perc=0.5"
+    engine.script = as_json(recording("chat").body, headers=(said,))
+    served = await start(engine)
+    answer = await served.post()
+    assert engine.only.headers["endpoint-load-metrics-format"] == "TEXT"
+    assert "endpoint-load-metrics" not in answer.headers
+    load = served.lifecycle.routers.loads.of(engine.name)
+    assert load.beside == (7000 - 1000, 6), "the answer's own request had not ended when it was heard"
+
 
 RUNNING_USAGE = re.compile(rb',"usage":\{[^}]*\}')
 

@@ -182,6 +182,16 @@ def test_what_others_have_in_flight_adds_up_by_replica() -> None:
     assert elsewhere.beside(200) == {"a:1": Beside(100, 3)}
 
 
+def test_what_waits_in_an_engine_and_no_gateway_told_of_is_somebody_elses() -> None:
+    elsewhere = Elsewhere()
+    elsewhere.heard("one", [Held("a:1", 500, 4), Held("b:1", 0, 9)], 0)
+    for waiting, untold in ((6, 0), (9, 3), (8, 2), (6, 0)):
+        elsewhere.engine_said("a:1", waiting, 2, 0)
+        assert elsewhere.beside(0)["a:1"] == Beside(500 + 1000 * untold, 4 + untold)
+    elsewhere.engine_said("a:1", 9, 2, 0)
+    assert elsewhere.beside(1500) == {}, "like what gateways say it is forgotten"
+
+
 def test_a_silent_gateways_load_is_believed_for_half_a_second_then_less_and_is_forgotten() -> None:
     elsewhere = Elsewhere()
     elsewhere.heard("one", [Held("a:1", 500, 4)], 0)
