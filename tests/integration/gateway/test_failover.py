@@ -185,26 +185,26 @@ async def test_an_engine_that_dies_behind_its_server(fleet: Fleet) -> None:
     assert (attempt["replica"], attempt["code"]) == (first.name, "engine_error")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+async def test_where_it_could_not_be_right_the_stream_ends_with_an_error(fleet: Fleet) -> None:
+    """Tools, logprobs, several answers, structure: what was delivered is billed, at the replica that was lost; no other
+    one is troubled."""
+    tool = {"type": "function", "function": {"name": "f"}}
+    asked: list[dict[str, Any]] = [
+        {"tools": [tool], "tool_choice": "required"},
         {"logprobs": True},
         {"n": 2},
         {"response_format": {"type": "json_object"}},
-    ],
-    ids=["tools", "logprobs", "n", "structure"],
-)
-async def test_where_it_could_not_be_right_the_stream_ends_with_an_error(fleet: Fleet, changes: dict[str, Any]) -> None:
-    """What was delivered is billed, at the replica that was lost; no other one is troubled."""
+    ]
     for engine in fleet.engines:
-        await fleet.fault(engine, kind="die", after_chunks=6, times=1)
-    answer = await fleet.served.post(STREAMED | changes, x_request_id="cut")
-    assert b'"code":"upstream_lost"' in answer.body
-    event = await fleet.event("cut")
-    assert event["status"] == "upstream_lost"
-    assert event["usage"]["output_tokens"] > 0
-    assert not event.get("failed_attempts")
+        await fleet.fault(engine, kind="die", after_chunks=6)
+    for changes in asked:
+        request_id = "-".join(changes)
+        answer = await fleet.served.post(STREAMED | changes, x_request_id=request_id)
+        assert b'"code":"upstream_lost"' in answer.body, changes
+        event = await fleet.event(request_id)
+        assert event["status"] == "upstream_lost"
+        assert event["usage"]["output_tokens"] > 0
+        assert not event.get("failed_attempts")
 
 
 async def test_a_replica_that_is_left_on_purpose(fleet: Fleet) -> None:

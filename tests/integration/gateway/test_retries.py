@@ -38,7 +38,7 @@ def answers_after(*failures: Script) -> Script:
     return script
 
 
-@pytest.mark.parametrize("failure", [dies, as_json({}, status=503), as_json({}, status=429), as_stream(FULL, DONE)])
+@pytest.mark.parametrize("failure", [dies, as_json({}, status=429), as_stream(FULL, DONE)])
 async def test_the_client_sees_only_the_replica_that_answers(
     engine: Engine, second: Engine, start: Start, failure: Script
 ) -> None:
@@ -137,7 +137,7 @@ async def test_the_retry_budget_ends(engine: Engine, second: Engine, start: Star
     assert sorted(attempts) == [1, 1, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("patience", "tried"), [("30", 2), ("5", 1), ("", 2), ("soon", 2), ("inf", 2)])
+@pytest.mark.parametrize(("patience", "tried"), [("30", 2), ("5", 1), ("soon", 2)])
 async def test_nothing_is_tried_for_a_client_that_has_given_up(
     engine: Engine, second: Engine, start: Start, patience: str, tried: int
 ) -> None:
