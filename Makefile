@@ -43,6 +43,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/bench.py
 	$(BIN)/python loadtest/ledger_cost.py
 	$(BIN)/python loadtest/refusal_cost.py
+	$(BIN)/python loadtest/price_cost.py
 
 # Overload on the simulated H200, through Mtok and through what others do: some minutes, in virtual time.
 bench-admission: $(VENV)/.installed-dev
