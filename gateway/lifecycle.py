@@ -98,6 +98,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     router: Router
     resorts: Sequence[Resort]
     isolated: bool
+    has_sessions: bool
 
 
 class Lifecycle:
@@ -212,7 +213,7 @@ class Lifecycle:
                     chain=prefix_chain(prompt_text(view), chain_seed(salt.encode() or view.cache_salt)),
                     prompt_tokens=size.total if endpoint.computes else 0,
                     streams=view.stream,
-                    session=_session(model.spec.routing, call.tenant, given, view),
+                    session=_session(model.spec.routing, call.tenant, given, view) if terms.has_sessions else "",
                 )
                 keeps = kept_of(view, model, size)
                 with ClientWatch(client, self._running, finishes=model.spec.on_disconnect == "finish") as watch:
@@ -320,6 +321,7 @@ class Lifecycle:
                 resorts=resorts,
                 router=self.routers.by_model[model.spec.name],
                 isolated=tenant.isolated_on(model.spec),
+                has_sessions=model.spec.routing.has_sessions,
             )
         return terms
 
@@ -522,8 +524,6 @@ def _passed_on(given: Mapping[bytes, bytes]) -> bytes:
 
 
 def _session(routing: RoutingSpec, tenant: str, given: Mapping[bytes, bytes], view: RequestView) -> str:
-    """What says that the request belongs together with others, where that matters."""
-    if not routing.has_sessions:
-        return ""
+    """What says that the request belongs together with others."""
     header = routing.session_header
     return session_of(tenant, given.get(header.encode(), b"") if header else b"", view.user)

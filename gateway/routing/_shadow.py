@@ -33,6 +33,8 @@ class ShadowedRouter(Router):
         super().__init__(loads, strategy)
         self._beside = Router(Loads(), shadow)
         self._would: dict[Booking, Booking] = {}
+        self._last: dict[Booking, Booking] = {}
+        """The one that has ended last: what its engine told comes right after its end."""
         self._counts = ShadowCounts()
 
     def counts(self) -> ShadowCounts:
@@ -64,7 +66,7 @@ class ShadowedRouter(Router):
 
     def answered(self, booking: Booking, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         super().answered(booking, input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
-        if (would := self._would.get(booking)) is not None:
+        if (would := self._would.get(booking) or self._last.get(booking)) is not None:
             found = input_tokens * would.cached_bytes // max(1, len(would.query.chain.text))
             self._beside.answered(would, input_tokens=input_tokens, cached_tokens=found, output_tokens=output_tokens)
 
@@ -72,6 +74,7 @@ class ShadowedRouter(Router):
         super().ended(booking)
         if (would := self._would.pop(booking, None)) is not None:
             self._beside.ended(would)
+            self._last = {booking: would}
 
     def restarted(self, replica: str) -> None:
         super().restarted(replica)

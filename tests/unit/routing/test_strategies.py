@@ -170,6 +170,16 @@ def test_a_shadow_changes_nothing_and_holds_nothing() -> None:
     assert with_shadow.counts().requests == 0, "told once"
 
 
+def test_a_shadow_learns_what_answers_tell() -> None:
+    """How long a token is, though not how much of a prompt was cached at a replica that it did not choose."""
+    targets, with_shadow = replicas(4), shadowed("round_robin", "prefix")
+    for number in range(50):
+        booking = with_shadow.choose(query(prompt(number)), targets, number)
+        with_shadow.ended(booking)
+        with_shadow.answered(booking, input_tokens=500, cached_tokens=0, output_tokens=10)
+    assert with_shadow._beside.token_bytes == with_shadow.token_bytes < 3.5, "begins at 4, and these have 2"
+
+
 def test_policies_that_change_something_else_leave_the_router_and_others_keep_what_it_knows() -> None:
     loads, targets = Loads(), tuple(replicas(3))
     said = ModelSpec(name="m", replicas=targets, routing=RoutingSpec(strategy="round_robin"))
