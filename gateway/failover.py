@@ -51,7 +51,6 @@ class Failover:
         """Pumps the answer, then those that go on with it, up to the last event, which it returns. Raises what `pump`
         does, and `UpstreamLost` only where nobody can go on."""
         while True:
-            self.answer.let_move(self._can_go_on)
             try:
                 last = await pump(self.answer)
             except UpstreamLost as error:
@@ -77,11 +76,6 @@ class Failover:
             return self._scanner.close(cached_tokens=0)
         meter.cached_is_predicted = True
         return self._scanner.close(cached_tokens=meter.cached_tokens(self._scanner.prompt_tokens))
-
-    def _can_go_on(self) -> bool:
-        """Whether another replica could finish the stream now."""
-        here = self.answer.replica
-        return any(replica is not here for replica in self._attempts.model.healthy()) and self._chosen() is not None
 
     def _chosen(self) -> Continuation | None:
         if self._moves >= MOVES_MAX:

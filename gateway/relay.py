@@ -209,10 +209,6 @@ class Answer:
         """From now on a client that leaves takes this along."""
         watch.guard(self._connection)
 
-    def let_move(self, movable: Callable[[], bool]) -> None:
-        """From now on `Replica.move_streams` may end it, if `movable` says that another replica can finish it."""
-        self._connection.movable = movable
-
     def close(self) -> None:
         """Once is enough."""
         if self._closed:

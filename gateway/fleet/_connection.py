@@ -59,7 +59,6 @@ class Connection(asyncio.Protocol):
         "exchanges",
         "headers",
         "lost",
-        "movable",
         "on_body",
         "reusable",
         "status",
@@ -96,8 +95,6 @@ class Connection(asyncio.Protocol):
         """Whether its answer is a stream that has begun."""
         self.blamed = ""
         """What was wrong in an answer that HTTP cannot tell."""
-        self.movable: Callable[[], bool] | None = None
-        """Whether another replica could finish this answer now; None: none could."""
 
     def send(self, head: bytes, body: bytes) -> None:
         """Starts an exchange. `head` ends with the empty line."""
@@ -197,14 +194,6 @@ class Connection(asyncio.Protocol):
         """Ends an exchange that went silent, as if the replica had died."""
         self._fail(UpstreamSilent(reason))
         self.abort()
-
-    def move(self) -> bool:
-        """Ends an exchange that another replica can finish: its reader gets `UpstreamMoved`. False: none can."""
-        if self.complete or self.movable is None or not self.movable():
-            return False
-        self._fail(UpstreamMoved("it is to be finished elsewhere"))
-        self.abort()
-        return True
 
     def cut(self, reason: str) -> None:
         """Ends an exchange, so that it goes on at another replica."""

@@ -215,8 +215,7 @@ class Replica:
         """Ends all that runs here, whether or not it can go on elsewhere; how many that were."""
         running = list(self._busy)
         for connection in running:
-            if not connection.move():
-                connection.cut(reason)
+            connection.cut(reason)
         return len(running)
 
     def refused(self, detail: str) -> None:
@@ -321,11 +320,6 @@ class Replica:
             most_s = stalls_s if connection.streams else silence_s
             if now_s - connection.active_at > most_s and not connection.paused:
                 connection.expire(f"{self.name} sent nothing for {most_s:g} s")
-
-    def move_streams(self) -> int:
-        """Has the streams that another replica can finish finished there, where there is one; says how many. All other
-        exchanges run on to their end."""
-        return sum(connection.move() for connection in list(self._busy))
 
     def close(self) -> None:
         """Closes every connection."""

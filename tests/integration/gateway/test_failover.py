@@ -25,6 +25,7 @@ from tests.integration.gateway.engine import (
 )
 from tests.integration.gateway.serving import CHAT, Served, eventually
 from tests.integration.gateway.test_exact import PACED, counted, simulated
+from tests.integration.gateway.test_queue import PATIENT
 from tests.integration.gateway.test_relay import DONE
 
 TOKENS = 9
@@ -208,36 +209,34 @@ async def test_where_it_could_not_be_right_the_stream_ends_with_an_error(fleet: 
 
 
 async def test_a_replica_that_is_left_on_purpose(fleet: Fleet) -> None:
-    """Its streams go on elsewhere, those that can; the others run on to their end. The engines' own counters have
-    nothing that is not billed or told as the platform's loss."""
+    """Its streams go on elsewhere, and what had not been answered begins there. The engines' own counters have nothing
+    that is not billed or told as the platform's loss."""
     served = fleet.served
-    bodies = [STREAMED | USAGE | {"max_tokens": 60}, STREAMED | {"max_tokens": 60, "logprobs": True}, CHATS]
+    bodies = [STREAMED | USAGE | {"max_tokens": 60}, CHATS | {"max_tokens": 60, "ignore_eos": True}]
     async with AsyncExitStack() as stack:
-        clients = []
-        for number, body in enumerate(bodies):
-            clients.append(await stack.enter_async_context(served.connect()))
-            clients[-1].post(CHAT, body, key=served.key, x_request_id=str(number))
-        await eventually(lambda: sum(replica.in_flight for replica in served.lifecycle.fleet.replicas) >= 2)
-        for client in clients[:2]:
-            assert (await client.head())[0] == 200
-            await client.chunk()
-        moved = sum(replica.move_streams() for replica in served.lifecycle.fleet.replicas)
-        assert moved == 1
-        for client in clients[:2]:
-            body = b""
-            while not body.endswith(DONE):
-                body += await client.chunk()
-            assert b'"error"' not in body
-    by_id = {event["id"]: event for event in await served.events(at_least=3)}
-    assert [by_id[str(number)]["status"] for number in range(3)] == ["ok"] * 3
-    assert [by_id[str(number)].get("continued", 0) for number in range(3)] == [1, 0, 0]
-    (attempt,) = by_id["0"]["failed_attempts"]
-    assert attempt["code"] == "moved"
+        stream, whole = [await stack.enter_async_context(served.connect()) for _ in bodies]
+        for number, (client, body) in enumerate(zip((stream, whole), bodies, strict=True)):
+            client.post(CHAT, body, key=served.key, x_request_id=str(number))
+        assert (await stream.head())[0] == 200
+        await stream.chunk()
+        await eventually(lambda: sum(replica.in_flight for replica in served.lifecycle.fleet.replicas) == 2)
+        assert sum(replica.cut("it has to be empty") for replica in served.lifecycle.fleet.replicas) == 2
+        got = b""
+        while not got.endswith(DONE):
+            got += await stream.chunk()
+        assert b'"error"' not in got
+        assert (await whole.answer()).status == 200
+    by_id = {event["id"]: event for event in await served.events(at_least=2)}
+    assert [by_id[number]["status"] for number in "01"] == ["ok"] * 2
+    assert [by_id[number].get("continued", 0) for number in "01"] == [1, 0]
+    (moved,), (begun,) = by_id["0"]["failed_attempts"], by_id["1"]["failed_attempts"]
+    assert moved["code"] == "moved"
     engines = await counted(fleet.engines)
     billed_input = sum(event["usage"]["input_tokens"] for event in by_id.values())
     billed_output = sum(event["usage"]["output_tokens"] for event in by_id.values())
-    assert engines["prompt"] == billed_input + by_id["0"]["replayed_input_tokens"]
-    assert billed_output <= engines["generation"] <= billed_output + attempt["output_tokens"]
+    most_input = billed_input + by_id["0"]["replayed_input_tokens"]
+    assert most_input <= engines["prompt"] <= most_input + begun["input_tokens"]
+    assert billed_output <= engines["generation"] <= billed_output + moved["output_tokens"] + begun["output_tokens"]
 
 
 async def test_the_policy_may_want_the_error(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,3 +305,20 @@ async def test_a_stream_that_holds_its_budget_in_slices_goes_on(start: Start, mo
         assert cut["cost_nanousd"] <= whole_event["cost_nanousd"]
         left = (await served.usage())["limits"]["budget_usd"]
         assert left["reserved_usd"] == "0.00"
+
+
+async def test_in_the_queue_a_stream_goes_on_as_well(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With latency targets the next replica is asked for room, the lost one's place is free, and at the end all are."""
+    monkeypatch.setattr(Health, "fault", lambda *_, **__: None)
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(simulated(PACED)) for _ in range(2)]
+        http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+        served = await start(*engines, service=PATIENT)
+        fleet = Fleet(served, engines, http)
+        whole = await fleet.stream(STREAMED | USAGE, x_request_id="whole")
+        await fleet.fault(fleet.named((await fleet.event("whole"))["replica"]), kind="die", after_chunks=4, times=1)
+        assert shape(await fleet.stream(STREAMED | USAGE, x_request_id="cut")) == shape(whole)
+        assert (await fleet.event("cut"))["continued"] == 1
+        line = served.lifecycle.dispatcher.lines["tiny"]
+        assert line.idle
+        assert all(knee.running == 0 for knee in line.knees.values())
