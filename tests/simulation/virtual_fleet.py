@@ -1,11 +1,11 @@
-"""Poisson arrivals through an admission onto one engine, in virtual time."""
+"""Poisson arrivals through a knee onto one engine, in virtual time."""
 
 from __future__ import annotations
 
 import random
 from collections import deque
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -22,41 +22,6 @@ READ_LATE_S = 5.0
 """The engine's gauges, as most workers hear of them."""
 PREDICTED_TOKENS = 200
 """Of every answer, however long it gets."""
-
-
-class Admission(Protocol):
-    """Whether one more may run there now."""
-
-    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool: ...
-
-
-class Open:
-    """No admission: all go at once."""
-
-    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool:
-        return True
-
-
-class Gauges:
-    """The inference extension's utilization detector: waiting below 5 and KV below 0.8, as read every 200 ms."""
-
-    def __init__(self) -> None:
-        self._read_s, self._waiting, self._kv = -1.0, 0, 0.0
-
-    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool:
-        if replica.now - self._read_s >= 0.2:
-            self._read_s, self._waiting, self._kv = replica.now, replica.core.waiting, replica.core.kv_usage
-        return self._waiting < 5 and self._kv < 0.8
-
-
-class Ours:
-    """The knee."""
-
-    def __init__(self, knee: Knee) -> None:
-        self.knee = knee
-
-    def fits(self, work: Work, replica: VirtualReplica, running: int) -> bool:
-        return self.knee.fits(work, below_share=False)
 
 
 class Answered(NamedTuple):
@@ -120,20 +85,15 @@ class MeasuredReplica(VirtualReplica):
 
 
 class VirtualFleet(MeasuredReplica):
-    """One replica behind an admission and a first-come queue whose waiters leave after `wait_s`, or earlier where the
-    knee says that their first token would come too late."""
+    """One replica behind its knee and a first-come queue whose waiters leave after `WAIT_S`, or earlier where their
+    first token would come too late."""
 
-    def __init__(
-        self, profile: Profile, admission: Admission, *, wait_s: float = WAIT_S, reads_gauges: bool = True
-    ) -> None:
+    def __init__(self, profile: Profile, knee: Knee, *, reads_gauges: bool = True) -> None:
         super().__init__(profile)
-        self.admission = admission
-        self.knee = admission.knee if isinstance(admission, Ours) else None
-        self.arrived: list[float] = []
+        self.knee = knee
         self.first_tokens = FirstTokens()
-        self.limits: list[int] = []
-        self._wait_s = wait_s
         self._reads_gauges = reads_gauges
+        self._arrived = 0
         self._queue: deque[tuple[float, Work, int]] = deque()
         self._live: dict[str, tuple[float, Work, Stream]] = {}
 
@@ -143,56 +103,47 @@ class VirtualFleet(MeasuredReplica):
         while (now := now + source.expovariate(rate)) < until:
             tokens = lengths(source, prompt, answer)
             self.at(now, partial(self._offer, prompt=tokens[0], answer=tokens[1]))
-        if self.knee is not None:
-            for second in range(1, int(until) + 1):
-                self.at(float(second), self._tick)
+        for second in range(1, int(until) + 1):
+            self.at(float(second), self._tick)
 
     def _offer(self, now: float, prompt: int, answer: int) -> None:
-        work = self.work(str(len(self.arrived)), prompt, now, self._wait_s)
-        if self.knee is not None:
-            deadline_ms = self.first_tokens.dispatch_by_ms(work, int(TTFT_SLO_S * 1000), self.knee.alone_ms(work))
-            work = replace(work, deadline_ms=deadline_ms)
-        self.arrived.append(now)
-        self._queue.append((now, work, answer))
+        work = self.work(str(self._arrived), prompt, now, WAIT_S)
+        deadline_ms = self.first_tokens.dispatch_by_ms(work, int(TTFT_SLO_S * 1000), self.knee.alone_ms(work))
+        self._arrived += 1
+        self._queue.append((now, replace(work, deadline_ms=deadline_ms), answer))
         self._dispatch(now)
 
     def _dispatch(self, now: float) -> None:
-        bounded = not isinstance(self.admission, Open)
         while self._queue:
             arrived, work, answer = self._queue[0]
-            if bounded and now * 1000 > work.deadline_ms + 1:
+            if now * 1000 > work.deadline_ms + 1:
                 self._queue.popleft()
                 continue
-            if not self.admission.fits(work, self, len(self._live)):
+            if not self.knee.fits(work, below_share=False):
                 return
             self._queue.popleft()
             stream = self.send(now, work.input_tokens, answer, self._end)
             self._live[stream.id] = (arrived, work, stream)
-            if self.knee is not None:
-                self.knee.dispatched(work, int(now * 1000))
+            self.knee.dispatched(work, int(now * 1000))
 
     def _end(self, stream: Stream, now: float) -> None:
         arrived, work, _ = self._live.pop(stream.id)
         self.note(stream, arrived)
-        if self.knee is not None:
-            self.knee.tokens(work.id, len(stream.token_s), int(now * 1000))
-            self.knee.ended(work.id, int(now * 1000))
+        self.knee.tokens(work.id, len(stream.token_s), int(now * 1000))
+        self.knee.ended(work.id, int(now * 1000))
 
     def _tick(self, now: float) -> None:
-        assert self.knee is not None
         if self._reads_gauges and now % READ_EVERY_S == 0:
             gauges = self.gauges(now)
-            self.at(now + READ_LATE_S, lambda later: self.knee and self.knee.observe(gauges, int(later * 1000)))
+            self.at(now + READ_LATE_S, lambda later: self.knee.observe(gauges, int(later * 1000)))
         for _, work, stream in self._live.values():
             self.knee.tokens(work.id, len(stream.token_s), int(now * 1000))
         self.knee.tick(int(now * 1000), queued=len(self._queue))
-        self.limits.append(self.knee.limits.sequences)
 
     def _first(self, stream: Stream) -> None:
-        if self.knee is not None:
-            work = self._live[stream.id][1]
-            self.first_tokens.came(stream.ttft_s * 1000, self.knee.alone_ms(work))
-            self.knee.first_token(work.id, int(self.now * 1000))
+        work = self._live[stream.id][1]
+        self.first_tokens.came(stream.ttft_s * 1000, self.knee.alone_ms(work))
+        self.knee.first_token(work.id, int(self.now * 1000))
 
     def _settled(self) -> None:
         """What waits is tried after each step."""
