@@ -67,7 +67,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
                 if isinstance(error, UpstreamSilent):  # it may compute still: a second one would burn as much again
                     break
             else:
-                if answer.status not in replica.dialect.full:
+                if answer.has_room:
                     return answer
                 answer.close()
                 self._note_failed(replica, "busy", None)
@@ -100,9 +100,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
                 if answer.is_stream:
                     return answer
                 answer.close()
-                self._note_failed(
-                    replica, "busy" if answer.status in replica.dialect.full else "refused", None, again=sent
-                )
+                self._note_failed(replica, "refused" if answer.has_room else "busy", None, again=sent)
         return None
 
     def _untried(self, tried: Set[Replica]) -> list[Replica]:
@@ -131,7 +129,11 @@ class Attempts(Struct, frozen=True, kw_only=True):
 
     def _meter_at(self, replica: Replica) -> None:
         cached_bytes, text_bytes = self.placement.cached_share
-        self.meter.place(len(self.view.prompt) * cached_bytes // text_bytes, replica.context_tokens)
+        self.meter.place(
+            len(self.view.prompt) * cached_bytes // text_bytes,
+            replica.context_tokens,
+            per_sample=replica.dialect.counts_each_sample,
+        )
 
     async def _send(
         self, replica: Replica, placement: Placement, endpoint: Endpoint, body: bytes, watch: Guard
@@ -159,7 +161,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
         return answer
 
     def _begun(self, answer: Answer) -> None:
-        if answer.status not in answer.replica.dialect.full and answer.is_stream:
+        if answer.has_room and answer.is_stream:
             self.placement.first_token()
             if self.slot is not None:
                 self.slot.first_token()

@@ -227,7 +227,7 @@ class Exchange(Struct, kw_only=True):
                 interrupted = isinstance(error, Interrupted)
                 await self._end_refused("upstream_lost", refusals.DRAINING if interrupted else refusals.UPSTREAM_LOST)
             return
-        usage = answer.replica.dialect.usage(self.view.endpoint, told)
+        usage = answer.replica.dialect.usage(self.view, told)
         if usage is not None:
             metered = self._meter.finished(usage)
         elif self.view.endpoint.computes:

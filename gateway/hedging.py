@@ -94,7 +94,7 @@ class Race:
 
 
 def _is_good(task: asyncio.Task[Answer]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None and task.result().status not in (429, 503)
+    return task.done() and not task.cancelled() and task.exception() is None and task.result().has_room
 
 
 async def _end(task: asyncio.Task[Answer]) -> str:
@@ -104,7 +104,7 @@ async def _end(task: asyncio.Task[Answer]) -> str:
     (result,) = await asyncio.gather(task, return_exceptions=True)
     if isinstance(result, Answer):
         result.close()
-        return "hedged" if result.status not in (429, 503) else "busy"
+        return "hedged" if result.has_room else "busy"
     if isinstance(result, ConnectFailed):
         return "connect"
     return "hedged" if isinstance(result, asyncio.CancelledError | Interrupted) else "lost"

@@ -37,6 +37,7 @@ class Meter:
     __slots__ = (
         "_context",
         "_limits",
+        "_per_sample",
         "_placed",
         "_scanner",
         "_size",
@@ -52,6 +53,7 @@ class Meter:
         self._size = size
         self._limits = limits
         self._placed = False
+        self._per_sample = True
         self._scanner: StreamScanner | None = None
         self._warm_bytes = 0
         self._context: int | None = None
@@ -61,10 +63,11 @@ class Meter:
         self.cached_is_predicted = False
         """Whether the replica that read the prompt first was lost before it told what it had cached."""
 
-    def place(self, warm_bytes: int, context: int | None) -> None:
+    def place(self, warm_bytes: int, context: int | None, *, per_sample: bool = True) -> None:
         """The request is on its way to a replica, which has probably cached the first `warm_bytes` of its prompt and
-        serves a context of that many tokens."""
+        serves a context of that many tokens. `per_sample`: its engine counts a prompt once for each of its samples."""
         self._placed = True
+        self._per_sample = per_sample
         self._warm_bytes = warm_bytes
         self._context = context
 
@@ -83,7 +86,7 @@ class Meter:
     def finished(self, usage: Usage, *, estimated: bool = False) -> Metered:
         """An answer that reached its end: all that was counted is billed."""
         return Metered(
-            usage=usage, estimated=estimated, cached_predicted=self.cached_is_predicted, samples=self._view.samples
+            usage=usage, estimated=estimated, cached_predicted=self.cached_is_predicted, samples=self._samples
         )
 
     def estimated(self, prompt: PromptSize | None, output_tokens: int) -> Metered:
@@ -119,7 +122,9 @@ class Meter:
             usage = replace(told, output_tokens=output_tokens)
         else:
             usage = told
-        return self._bounded(self._with_cached(usage), told=told, samples=scanner.samples_begun)
+        return self._bounded(
+            self._with_cached(usage), told=told, samples=scanner.samples_begun if self._per_sample else 1
+        )
 
     def attempt_most(self) -> tuple[int, int]:
         """The most input and output tokens that an attempt at this request can have burnt."""
@@ -131,6 +136,11 @@ class Meter:
     def cached_tokens(self, input_tokens: int) -> int:
         """How many tokens of a prompt of that length its replica is taken to have had in its cache."""
         return self._with_cached(Usage(input_tokens=input_tokens)).input_cached_tokens
+
+    @property
+    def _samples(self) -> int:
+        """How often its engine counts the prompt."""
+        return self._view.samples if self._per_sample else 1
 
     def _known(self, prompt: PromptSize | None) -> PromptSize:
         return prompt or (self._size if self._size.exact else least(self._view))
@@ -159,7 +169,7 @@ class Meter:
             estimated=usage is not NO_USAGE and (told is None or usage.output_tokens != told.output_tokens),
             cached_predicted=usage.input_tokens > 0 and (told is None or not told.input_cached_tokens),
             samples=samples,
-            undelivered_input_max=once * view.samples - usage.input_tokens * samples,
+            undelivered_input_max=once * self._samples - usage.input_tokens * samples,
             undelivered_output_max=max(0, self._output_most(longest_least) - usage.output_tokens),
         )
 

@@ -167,6 +167,11 @@ class Answer:
         self._connection = connection
 
     @property
+    def has_room(self) -> bool:
+        """Whether the engine has taken the request, rightly or not, rather than being full."""
+        return self.status not in self.replica.dialect.full
+
+    @property
     def complete(self) -> bool:
         """Whether everything the engine will send has been read."""
         return self._connection.drained

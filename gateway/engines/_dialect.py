@@ -76,6 +76,8 @@ class Dialect:
     """Whether `continuous_usage_stats` brings usage beside every token, of each choice for itself."""
     tells_cached: Literal["always", "flag", "never"] = "never"
     """Whether usage says how much of a prompt was cached; `flag`: only an engine that was started so."""
+    counts_each_sample: bool = True
+    """Whether its counter of prompt tokens counts a prompt once for each of its samples, as vLLM's does."""
     full: frozenset[int] = frozenset({429, 503})
     """Statuses that say: not now. They speak neither for nor against the engine's health."""
     failed: frozenset[int] = frozenset()
@@ -128,9 +130,9 @@ class Dialect:
         """Reads the request's stream."""
         return scanner_for(view, per_choice=self.tells_running_usage)
 
-    def usage(self, endpoint: Endpoint, body: bytes) -> Usage | None:
+    def usage(self, view: RequestView, body: bytes) -> Usage | None:
         """Usage of a whole answer; None when it tells none."""
-        return read_answer(endpoint, body)
+        return read_answer(view.endpoint, body)
 
     def refusal(self, status: int, body: bytes) -> Refusal:
         """What a client reads for an answer of `status` >= 400. Its own key has been accepted before: an engine that

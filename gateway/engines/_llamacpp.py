@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.wire import Endpoint, RequestView, StreamScanner, add_fields, timings_scanner_for
+from gateway.wire import Endpoint, RequestView, StreamScanner, Usage, add_fields, timings_scanner_for
 
 from ._dialect import About, Dialect, Question
 from ._metrics import page
@@ -33,9 +33,14 @@ class _Tokens(Struct):
     tokens: list[int]
 
 
+class _Counted(Struct):
+    input_tokens: int
+
+
 _cards = msgspec.json.Decoder(_Cards)
 _templated = msgspec.json.Decoder(_Templated)
 _tokens = msgspec.json.Decoder(_Tokens)
+_counted = msgspec.json.Decoder(_Counted)
 _members = msgspec.json.Decoder(dict[str, Raw])
 _prompts = msgspec.json.Decoder(list[str])
 _encode = msgspec.json.Encoder().encode
@@ -49,7 +54,9 @@ class LlamaCpp(Dialect):
     prompt tokens leaves the cached ones out, so that here both add up to the prompt."""
 
     name = "llamacpp"
+    paths = frozenset(endpoint.path for endpoint in Endpoint if endpoint is not Endpoint.TOKENIZE)
     tells_cached = "always"
+    counts_each_sample = False
     metrics = page(
         {
             "llamacpp:prompt_tokens_total": "prompt",
@@ -66,6 +73,10 @@ class LlamaCpp(Dialect):
 
     def scanner(self, view: RequestView) -> StreamScanner:
         return timings_scanner_for(view) if view.endpoint.has_stream_options else super().scanner(view)
+
+    def usage(self, view: RequestView, body: bytes) -> Usage | None:
+        """Of several answers it tells one's usage, which is not the request's."""
+        return super().usage(view, body) if view.answers == 1 else None
 
     def about(self, answer: bytes) -> About:
         """The context of one slot: the server divides it among them. It serves one model, by any name."""
@@ -86,6 +97,8 @@ class LlamaCpp(Dialect):
                     return []
                 prompts = [msgspec.json.decode(raw, type=str)] if bytes(raw)[:1] == b'"' else _prompts.decode(raw)
                 return [_question(prompt, add_special=True) for prompt in prompts]
+            case Endpoint.MESSAGES:
+                return [Question("/v1/messages/count_tokens", body, _count_messages)]
             case _:
                 return []
 
@@ -100,6 +113,10 @@ def _question(text: str, *, add_special: bool) -> Question:
 
 def _count(answer: bytes) -> int:
     return len(_tokens.decode(answer).tokens)
+
+
+def _count_messages(answer: bytes) -> int:
+    return _counted.decode(answer).input_tokens
 
 
 def _count_templated(answer: bytes) -> Question:

@@ -262,8 +262,10 @@ class CompletionScanner(StreamScanner):
             self._running[chunk.choices[0].index if chunk.choices and self._per_choice else 0] = usage
 
     def usage(self) -> Usage | None:
-        if self._final is not None:
-            return self._final.usage()
+        return self._running_usage() if self._final is None else self._final.usage()
+
+    def _running_usage(self) -> Usage | None:
+        """The sum of what was told beside choices."""
         if not self._running:
             return None
         if not self._per_choice:
@@ -396,7 +398,8 @@ class MessageScanner(StreamScanner):
         if event.type == "error":
             self.failed = True
         report = event.usage or (event.message.usage if event.message is not None else None)
-        if report is not None:
+        # llama.cpp leaves `message_start` out where its first token is half a letter: then it has not told the input.
+        if report is not None and (self._usage is not None or report.input_tokens is not None):
             self._usage = report.usage(self._usage)
             self._usage_is_final = event.type == "message_delta"
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 from ._readers import CompletionUsage, InputDetails
 from ._requests import RequestView
 from ._sse import CompletionScanner, payload_of, without_member
+from ._usage import Usage
 
 _MEMBER = b',"timings":'
 
@@ -43,7 +44,8 @@ _chunk = msgspec.json.Decoder(_Chunk)
 
 
 class TimingsScanner(CompletionScanner):
-    """Takes the timings of every event with a choice as that choice's running usage, and cuts them: no client asked."""
+    """Takes the timings of every event with a choice as that choice's running usage, and cuts them: no client asked.
+    Of several answers each ends with a last event of its own, so that their sum is of the timings."""
 
     def _event(self, block: bytes) -> bytes:
         start = block.rfind(_MEMBER)
@@ -57,6 +59,13 @@ class TimingsScanner(CompletionScanner):
             else:
                 return block[:start] + b"}\n\n"
         return self._read_timings(block)
+
+    def usage(self) -> Usage | None:
+        return super().usage() if self._single else self._running_usage()
+
+    @property
+    def usage_is_final(self) -> bool:
+        return self.ended if not self._single else super().usage_is_final
 
     def _read_timings(self, block: bytes) -> bytes:
         payload = payload_of(block)

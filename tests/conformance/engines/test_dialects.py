@@ -100,16 +100,18 @@ FACTS = {
         plain="chat_again_cached",
         plain_usage=Usage(input_tokens=8, input_cached_tokens=7, output_tokens=8),
         streams={
+            "stream_timings": Usage(input_tokens=8, input_cached_tokens=3, output_tokens=8),
             "stream": Usage(input_tokens=4, input_cached_tokens=3, output_tokens=5),
             "stream_usage": Usage(input_tokens=4, input_cached_tokens=3, output_tokens=5),
         },
+        cut=Usage(input_tokens=8, input_cached_tokens=3, output_tokens=2),
         asked={"stream_options": {"include_usage": True}, "timings_per_token": True},
         full=None,
         metrics="metrics_after",
         gauges=(0, 0, 0.0, 0),
         counters={"prompt": 26, "cached": 13, "generation": 31},
-        tokenize=("apply_template", "tokenize"),
-        tokens=2,
+        tokenize=("apply_template", "tokenize_chat"),
+        tokens=8,
         context="v1_models",
     ),
     "triton": Facts(
@@ -161,7 +163,10 @@ def test_every_engine_of_the_policies_is_here() -> None:
 @ENGINES
 def test_usage_of_a_whole_answer(engine: str) -> None:
     facts = FACTS[engine]
-    assert dialect_of(engine).usage(Endpoint.CHAT, facts.answer(facts.plain).body) == facts.plain_usage
+    assert (
+        dialect_of(engine).usage(parse(Endpoint.CHAT, json.dumps(CHAT).encode()), facts.answer(facts.plain).body)
+        == facts.plain_usage
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,6 +201,19 @@ def test_what_is_known_of_a_stream_that_is_cut(engine: str) -> None:
     assert not scanner.usage_is_final
     if facts.cut is None:
         assert scanner.output_events == 2
+
+
+def test_what_llama_cpp_says_of_several_answers() -> None:
+    """In a stream each ends with a last event of its own, and all together are the request's usage; a whole answer
+    tells the usage of one, which is none of the request's."""
+    facts, dialect = FACTS["llamacpp"], dialect_of("llamacpp")
+    asked = parse(Endpoint.CHAT, streamed(n=2))
+    scanner = dialect.scanner(asked)
+    out = scanner.feed(facts.answer("stream_n2").body) + scanner.finish()
+    assert scanner.usage() == Usage(input_tokens=8, input_cached_tokens=7, output_tokens=6)
+    assert scanner.usage_is_final
+    assert b"timings" not in out
+    assert dialect.usage(asked, facts.answer("chat_n2").body) is None
 
 
 @ENGINES
