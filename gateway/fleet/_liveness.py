@@ -20,7 +20,7 @@ FORGET: Final = 0.999
 class Liveness:
     """One replica's. `moved_s` is when it last was seen to give a token, None: never; `stalls`: it gives none now."""
 
-    __slots__ = ("_silent_s", "_slowest_s", "_streams_s", "moved_s", "stalls")
+    __slots__ = ("_frozen_s", "_silent_s", "_slowest_s", "_streams_s", "_tokens", "moved_s", "stalls")
 
     def __init__(self) -> None:
         self.moved_s: float | None = None
@@ -28,6 +28,8 @@ class Liveness:
         self._slowest_s = 0.0
         self._silent_s = 0.0
         self._streams_s: float | None = None
+        self._tokens = -1
+        self._frozen_s: float | None = None
 
     @property
     def silence_most_s(self) -> float:
@@ -39,6 +41,19 @@ class Liveness:
         if self._streams_s is None:
             return 0.0
         return now_s - max(self._streams_s, self.moved_s or self._streams_s)
+
+    def read(self, now_s: float, *, running: int, tokens: int) -> None:
+        """The engine's own page says that it has made so many tokens, and that so many sequences are in its batch. Of
+        answers that come whole nothing else tells."""
+        if not running or tokens != self._tokens:
+            self._frozen_s = None
+        elif self._frozen_s is None:
+            self._frozen_s = now_s
+        self._tokens = tokens
+
+    def frozen_for_s(self, now_s: float) -> float:
+        """For how long the engine's counters have stood still though it has something to do."""
+        return 0.0 if self._frozen_s is None else now_s - self._frozen_s
 
     def look(self, now_s: float, *, streams: int, last_token_s: float | None) -> None:
         """`streams` have begun and not ended, all read by their clients; their last token, and those of streams that
@@ -52,4 +67,4 @@ class Liveness:
         elif self._streams_s is None:
             self._streams_s = now_s
         self._silent_s = self.silent_for_s(now_s)
-        self.stalls = self._silent_s > self.silence_most_s
+        self.stalls = self._silent_s > self.silence_most_s or self.frozen_for_s(now_s) > SILENCE_MOST_S

@@ -97,6 +97,7 @@ class Replica:
         self._restarted = restarted or _nobody
         self._last_token_s: float | None = None
         self._load_asked_s = -LOAD_EVERY_S
+        self._stalled_s = 0.0
         self._trial: Connection | None = None
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._base_path = parts.path
@@ -245,8 +246,10 @@ class Replica:
         stalled = liveness.stalls
         liveness.look(now_s, streams=streams, last_token_s=self._last_token_s)
         if liveness.stalls:
-            health.stalled(now_s, f"no token of {streams} streams for {liveness.silent_for_s(now_s):.0f} s")
-        elif stalled and streams:
+            self._stalled_s = self._stalled_s if stalled else now_s
+            silent_s = max(liveness.silent_for_s(now_s), liveness.frozen_for_s(now_s))
+            health.stalled(now_s, f"no token for {silent_s:.0f} s, {streams} streams are open")
+        elif stalled and liveness.moved_s is not None and liveness.moved_s >= self._stalled_s:
             health.moved(now_s)
         elif stalled:
             health.emptied(now_s)
@@ -259,12 +262,13 @@ class Replica:
         if now is None or now is before:
             return
         self._seen = now
+        self.liveness.read(now_s, running=now.running - now.waiting, tokens=_tokens(now))
         if before is None:
             return
         if is_restart(before, now):
             self.health.restarted(now_s)
             self._restarted(self)
-        elif now.counters.get("generation", 0) > before.counters.get("generation", 0):
+        elif _tokens(now) > _tokens(before):
             self._token(now_s)
 
     def _token(self, at_s: float) -> None:
@@ -326,6 +330,11 @@ class Replica:
         for connection in [*self._idle, *self._busy]:
             connection.abort()
         self._idle.clear()
+
+
+def _tokens(reading: Reading) -> int:
+    """Prompt tokens read and answers' tokens made."""
+    return reading.counters.get("prompt", 0) + reading.counters.get("generation", 0)
 
 
 def _nobody(replica: Replica) -> None:

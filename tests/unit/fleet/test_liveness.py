@@ -42,3 +42,21 @@ def test_a_replica_of_slow_steps_is_given_longer_up_to_a_bound() -> None:
     assert liveness.silence_most_s <= SILENCE_MOST_S
     liveness.look(200.0, streams=1, last_token_s=199.0)
     assert liveness.silence_most_s == SILENCE_MOST_S
+
+
+def test_counters_that_stand_still_while_the_engine_has_work_are_a_stall() -> None:
+    """Answers that come whole show nothing else before they end; an idle engine's counters stand still too."""
+    liveness = Liveness()
+    for second in range(0, 300, 10):
+        liveness.read(float(second), running=0, tokens=1000)
+        liveness.look(float(second), streams=0, last_token_s=None)
+        assert not liveness.stalls
+    stalls = []
+    for second in range(300, 400, 10):
+        liveness.read(float(second), running=2, tokens=1000)
+        liveness.look(float(second), streams=0, last_token_s=None)
+        stalls.append(liveness.stalls)
+    assert stalls == [False] * 7 + [True] * 3
+    liveness.read(400.0, running=2, tokens=1001)
+    liveness.look(400.5, streams=0, last_token_s=None)
+    assert not liveness.stalls
