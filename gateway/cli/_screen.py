@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from math import isinf
 
-from gateway.overview import Frame, LimitState, QueueRow, ReplicaRow, TenantRow
+from gateway.overview import Frame, LimitState, QueueRow, ReplicaRow, RoutingRow, TenantRow
 
 from ._words import table
 
@@ -17,13 +17,14 @@ _LEFT = "LEFT OF LIMITS"
 _SHARED = ("SHARED", _LEFT)
 _QUEUES = ("MODEL", "QUEUED", "WAITED/S", "P99 WAIT", "RETRIES")
 _REPLICAS = ("REPLICA", "HEALTHY", "STATE", "RUNNING")
+_ROUTING = ("MODEL", "POOLS REQ/S", "SHADOW ELSEWHERE", "CACHED", "EXPECTED TTFT")
 _KNEE = {"sequences": "N", "prefill_tokens": "P", "kv_tokens": "K"}
 
 
 def draw(frame: Frame, where: str, *, width: int | None = None, height: int | None = None) -> list[str]:
     """At most `height` lines of at most `width` characters; None: as many as it takes. Where there are too many tenants
     the ones with the most to do stay."""
-    foot = [*_shared(frame.shared), *_queues(frame.queues), *_replicas(frame.replicas)]
+    foot = [*_shared(frame.shared), *_queues(frame.queues), *_routing(frame.routing), *_replicas(frame.replicas)]
     head = [_summary(frame, where), *(f"! {warning}" for warning in frame.warnings), ""]
     room = None if height is None else max(1, height - len(head) - len(foot) - 1)
     lines = [*head, *_tenants(frame.tenants, room), *foot]
@@ -97,6 +98,22 @@ def _queues(rows: Sequence[QueueRow]) -> list[str]:
         for row in rows
     ]
     return ["", *table(_QUEUES, cells, right=range(1, 5)).split("\n")]
+
+
+def _routing(rows: Sequence[RoutingRow]) -> list[str]:
+    """Of a shadow strategy beside the one that is used: 31 % -> 64 %."""
+    if not rows:
+        return []
+    return ["", *table(_ROUTING, [_routed(row) for row in rows]).split("\n")]
+
+
+def _routed(row: RoutingRow) -> tuple[str, ...]:
+    pools, shadow = _reasons(row.pools), row.shadow
+    if shadow is None:
+        return row.model, pools, "-", "-", "-"
+    cached = " -> ".join(f"{100 * part:.0f} %" for part in shadow.cached)
+    ttft = " -> ".join(f"{1000 * seconds:.0f} ms" for seconds in shadow.ttft_s)
+    return row.model, pools, f"{100 * shadow.elsewhere:.0f} %", cached, ttft
 
 
 def _wait(wait_s: float | None) -> str:

@@ -1,6 +1,6 @@
 """What the gateways do now: a `State` as their metrics tell it, and what happened between two of them. Pure."""
 
-from ._frame import Frame, QueueRow, ReplicaRow, TenantRow, frame
+from ._frame import Frame, QueueRow, ReplicaRow, RoutingRow, TenantRow, frame
 from ._gather import Metric, gather
 from ._state import LimitState, ModelState, ReplicaState, State, TenantState, merged
 
@@ -12,6 +12,7 @@ __all__ = [
     "QueueRow",
     "ReplicaRow",
     "ReplicaState",
+    "RoutingRow",
     "State",
     "TenantRow",
     "TenantState",

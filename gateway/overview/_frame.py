@@ -37,6 +37,24 @@ class QueueRow(msgspec.Struct, kw_only=True):
     retries: float
 
 
+class ShadowRow(msgspec.Struct, kw_only=True):
+    """What a strategy would have done that is not used: the part of the requests that it would have sent elsewhere, and
+    in pairs, of what was taken and of the shadow: the cached part of prompts, and the mean expected time to first
+    token."""
+
+    elsewhere: float
+    cached: tuple[float, float]
+    ttft_s: tuple[float, float]
+
+
+class RoutingRow(msgspec.Struct, kw_only=True):
+    """Where a model's requests went: `pools` per second, of a model that has several."""
+
+    model: str
+    pools: dict[str, float]
+    shadow: ShadowRow | None
+
+
 class ReplicaRow(msgspec.Struct, kw_only=True):
     """A replica: requests there, and load and limit of each quantity of its knee that is bounded. `states` are those
     that most workers see it in first."""
@@ -59,6 +77,7 @@ class Frame(msgspec.Struct, kw_only=True):
     queues: list[QueueRow]
     replicas: list[ReplicaRow]
     warnings: list[str]
+    routing: list[RoutingRow] = []
 
 
 def frame(before: State, now: State) -> Frame:
@@ -75,6 +94,11 @@ def frame(before: State, now: State) -> Frame:
         if model.attempts or model.queued
     ]
     replicas = [_replica_row(name, replica) for name, replica in sorted(now.replicas.items())]
+    routing = [
+        _routing_row(name, before.models.get(name, ModelState()), model, seconds)
+        for name, model in sorted(now.models.items())
+        if model.pools or model.shadow
+    ]
     return Frame(
         at_ms=now.at_ms,
         seconds=seconds,
@@ -83,6 +107,7 @@ def frame(before: State, now: State) -> Frame:
         queues=queues,
         replicas=replicas,
         warnings=now.warnings,
+        routing=routing,
     )
 
 
@@ -139,6 +164,20 @@ def _quantile(waits: list[tuple[float | None, float]]) -> float | None:
     if not total:
         return None
     return next((up_to_s for up_to_s, count in bounded if count >= QUANTILE * total), float("inf"))
+
+
+def _routing_row(name: str, before: ModelState, now: ModelState, seconds: float) -> RoutingRow:
+    seen = {what: _grown(before.shadow.get(what, 0), count) for what, count in now.shadow.items()}
+    elsewhere = seen.get("elsewhere", 0)
+    requests, tokens = elsewhere + seen.get("same", 0), max(1, seen.get("tokens_all", 0))
+    shadow = None
+    if requests:
+        shadow = ShadowRow(
+            elsewhere=elsewhere / requests,
+            cached=(seen.get("tokens_cached_taken", 0) / tokens, seen.get("tokens_cached_shadow", 0) / tokens),
+            ttft_s=(seen.get("ttft_taken", 0) / requests, seen.get("ttft_shadow", 0) / requests),
+        )
+    return RoutingRow(model=name, pools=_rates(before.pools, now.pools, seconds), shadow=shadow)
 
 
 def _replica_row(name: str, now: ReplicaState) -> ReplicaRow:

@@ -81,6 +81,14 @@ def _of_model(model: ModelState, name: str, labels: Mapping[str, str], value: fl
         model.queued = value
     elif name == "mtok_client_attempts_total":
         model.attempts[labels["attempt"]] = value
+    elif name == "mtok_pool_requests_total":
+        model.pools[labels["pool"]] = value
+    elif name == "mtok_shadow_requests_total":
+        model.shadow[labels["to"]] = value
+    elif name == "mtok_shadow_input_tokens_total":
+        model.shadow[f"tokens_{labels['kind']}"] = value
+    elif name == "mtok_shadow_ttft_seconds_total":
+        model.shadow[f"ttft_{labels['kind']}"] = value
     elif name == "mtok_queue_wait_seconds_bucket":
         up_to_s = float(labels["le"])
         model.waits.append((None if isinf(up_to_s) else up_to_s, value))

@@ -38,11 +38,14 @@ class TenantState(msgspec.Struct, kw_only=True):
 
 class ModelState(msgspec.Struct, kw_only=True):
     """A model's queue. `waits` counts the waits that ended up to so many seconds (`inf` is written as None), each count
-    with those of the shorter ones in it; `attempts` is by `first` and `retry`."""
+    with those of the shorter ones in it; `attempts` is by `first` and `retry`. `pools` counts requests by the pool they
+    ran in, `shadow` what a shadow strategy is scored by: requests `same` and `elsewhere`, tokens, seconds."""
 
     queued: float = 0
     waits: list[tuple[float | None, float]] = []
     attempts: dict[str, float] = {}
+    pools: dict[str, float] = {}
+    shadow: dict[str, float] = {}
 
 
 class ReplicaState(msgspec.Struct, kw_only=True):
@@ -86,6 +89,8 @@ def merged(states: Sequence[State]) -> State:
             mine = first.models.setdefault(model, ModelState())
             mine.queued += line.queued
             mine.attempts = _added(mine.attempts, line.attempts)
+            mine.pools = _added(mine.pools, line.pools)
+            mine.shadow = _added(mine.shadow, line.shadow)
             mine.waits = list(_added(dict(mine.waits), dict(line.waits)).items())
         for name, replica in other.replicas.items():
             known = first.replicas.setdefault(name, ReplicaState(healthy=replica.healthy))

@@ -111,3 +111,15 @@ def test_what_audited_limits_would_refuse_has_a_column_where_there_is_any() -> N
     at, end = head.index("AUDITED/S"), head.index("LEFT OF")
     cells = [line[at:end].strip() for line in lines if line.startswith(("acme", "rival"))]
     assert cells == ["requests_per_minute 1.5, group usd_per_day 0.5", "-"]
+
+
+def test_a_picture_shows_where_requests_went_and_what_a_shadow_says() -> None:
+    shadow = {"elsewhere": 0.25, "cached": (0.31, 0.64), "ttft_s": (0.2, 0.0504)}
+    rows = [
+        {"model": "tiny", "pools": {"reserved": 30.0, "spot": 9.96}, "shadow": shadow},
+        {"model": "plain", "pools": {"own": 1.0}, "shadow": None},
+    ]
+    lines = draw(picture(routing=rows), "http://g:8000")
+    cells = [line.split() for line in lines if line.startswith(("tiny", "plain"))]
+    assert " ".join(cells[-2]) == "tiny reserved 30.0, spot 10.0 25 % 31 % -> 64 % 200 ms -> 50 ms"
+    assert " ".join(cells[-1]) == "plain own 1.0 - - -"

@@ -191,3 +191,32 @@ def test_a_quantity_without_a_bound_is_not_shown() -> None:
     replica = ReplicaState(limits={"sequences": 64, "kv_tokens": 0}, load={"sequences": 3, "kv_tokens": 900})
     (row,) = frame(state(0), state(1, replicas={"a:1": replica})).replicas
     assert row.knee == {"sequences": (3, 64)}
+
+
+def test_where_requests_went_and_where_a_shadow_would_have_sent_them() -> None:
+    """Of this interval, over two gateways; a model with one pool and no shadow has no row."""
+    tokens, ttft = "mtok_shadow_input_tokens_total", "mtok_shadow_ttft_seconds_total"
+
+    def metrics(times: float) -> list[tuple[str, dict[str, str], float]]:
+        of = {"model": "tiny"}
+        return [
+            ("mtok_queue_length", {"model": "other"}, 0),
+            ("mtok_pool_requests_total", of | {"pool": "reserved"}, 30 * times),
+            ("mtok_pool_requests_total", of | {"pool": "spot"}, 10 * times),
+            ("mtok_shadow_requests_total", of | {"to": "same"}, 15 * times),
+            ("mtok_shadow_requests_total", of | {"to": "elsewhere"}, 5 * times),
+            *((tokens, of | {"kind": kind}, count * times) for kind, count in TOKENS.items()),
+            *((ttft, of | {"kind": kind}, seconds * times) for kind, seconds in (("taken", 4.0), ("shadow", 1.0))),
+        ]
+
+    def both(at_ms: int, times: float) -> State:
+        states = [gather(metrics(times), at_ms=at_ms, policies_sha256=SHA, replicas=()) for _ in range(2)]
+        return merged(states)
+
+    (row,) = frame(both(0, 1), both(2000, 2)).routing
+    assert (row.model, row.pools) == ("tiny", {"reserved": 30, "spot": 10})
+    assert row.shadow is not None
+    assert (row.shadow.elsewhere, row.shadow.cached, row.shadow.ttft_s) == (0.25, (0.3, 0.6), (0.2, 0.05))
+
+
+TOKENS = {"all": 1000, "cached_taken": 300, "cached_shadow": 600}
