@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test test-long lint format test-real simulate-ledger simulate-admission bench bench-admission chaos prove-admission lock clean
+.PHONY: install run test test-long lint format test-real simulate-ledger simulate-admission bench bench-admission bench-routing chaos prove-admission lock clean
 
 install: $(VENV)/.installed
 
@@ -44,10 +44,15 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python loadtest/ledger_cost.py
 	$(BIN)/python loadtest/refusal_cost.py
 	$(BIN)/python loadtest/price_cost.py
+	$(BIN)/python loadtest/routing_cost.py
 
 # Overload on the simulated H200, through Mtok and through what others do: some minutes, in virtual time.
 bench-admission: $(VENV)/.installed-dev
 	$(BIN)/python -m loadtest.overload
+
+# make bench-routing ROUTING='--seeds 1 chat': placement in virtual time, beside what others do; all take half an hour.
+bench-routing: $(VENV)/.installed-dev
+	$(BIN)/python -m loadtest.routing $(ROUTING)
 
 # make chaos CHAOS='--seed 7': the requests and strikes of a run before.
 chaos: $(VENV)/.installed-dev
