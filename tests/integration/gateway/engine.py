@@ -147,6 +147,8 @@ class Engine:
     """Every request but the control plane's."""
     scripts: deque[Script] = field(default_factory=deque)
     connections: set[Conversation] = field(default_factory=set)
+    token_ids: list[int] = field(default_factory=list)
+    """The tokens that `/tokenize` says a prompt has."""
     connections_made: int = 0
     tokenized: list[Received] = field(default_factory=list)
     port: int = 0
@@ -199,7 +201,8 @@ class Engine:
             else:
                 name = "count" if request.path == "/tokenize" else "input_tokens"
                 said = None if request.json.get("add_special_tokens", True) else request.json["prompt"]
-                await as_json({name: self.prompt_tokens if said is None else len(said.split())})(talk, request)
+                count = self.prompt_tokens if said is None else len(said.split())
+                await as_json({name: count, "tokens": self.token_ids})(talk, request)
         else:
             self.received.append(request)
             script = self.scripts.popleft() if self.scripts else self.script
