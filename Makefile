@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test test-long lint format test-real simulate-ledger simulate-admission bench bench-admission bench-routing chaos prove-admission lock clean
+.PHONY: install run test test-long lint format test-real simulate-ledger simulate-admission bench bench-admission bench-routing chaos chaos-fleet prove-admission lock clean
 
 install: $(VENV)/.installed
 
@@ -57,6 +57,10 @@ bench-routing: $(VENV)/.installed-dev
 # make chaos CHAOS='--seed 7': the requests and strikes of a run before.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m loadtest.chaos $(CHAOS)
+
+# make chaos-fleet FLEET='--requests 2000 --seed 7': replicas die, hang, talk nonsense, come and go.
+chaos-fleet: $(VENV)/.installed-dev
+	$(BIN)/python -m loadtest.fleet_chaos $(FLEET)
 
 # make prove-admission PROOF=limits: one of them; all take some minutes.
 prove-admission: $(VENV)/.installed-dev

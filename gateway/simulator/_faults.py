@@ -12,7 +12,7 @@ from ._errors import ApiError
 from ._http import ClientGone, Exchange
 from ._json import dumps
 
-Kind = Literal["reset", "hang", "status", "die", "error_event"]
+Kind = Literal["reset", "hang", "status", "die", "error_event", "garbage"]
 KINDS: Final = get_args(Kind)
 
 
@@ -24,6 +24,7 @@ class Fault:
     hang         no byte ever comes
     status       an error answer with `status`
     die          the connection breaks after `after_chunks` pieces of a stream, or before a plain answer
+    garbage      200 with a page of HTML, as something else on its port would answer
     error_event  the stream carries an error event after `after_chunks` pieces, and ends
     """
 
@@ -88,6 +89,10 @@ class FaultyExchange(Exchange):
             await self.read_body()
             kind = "ServiceUnavailableError" if self.fault.status == 503 else "InternalServerError"
             await self.answer(self.fault.status, ApiError(self.fault.status, "Simulated fault.", kind=kind).body())
+            return True
+        if self.fault.kind == "garbage":
+            await self.read_body()
+            await super().answer(200, b"<html><body>It works!</body></html>", content_type="text/html")
             return True
         return False
 
