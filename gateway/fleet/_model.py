@@ -71,10 +71,11 @@ class ModelFleet:
 def within_share(replicas: list[Replica]) -> list[Replica]:
     """All but those that start and have their share of requests already: so much of what the others have on average.
 
-    One that is idle may always have one. Whatever strategy chooses among the rest, a cold replica is not flooded.
+    One that is idle may always have one. Whatever strategy chooses among the rest, a cold replica is not flooded. Where
+    most of them start nobody is left out: the few others could not carry it.
     """
     full = [replica.in_flight for replica in replicas if replica.share >= 1]
-    if not full:
+    if 2 * len(full) < len(replicas):
         return replicas
     mean = sum(full) / len(full)
     return [replica for replica in replicas if replica.share >= 1 or replica.in_flight < max(1.0, replica.share * mean)]

@@ -27,12 +27,14 @@ async def fleet_of(*loads: tuple[float, int]) -> ModelFleet:
         ([(1, 0), (0.1, 0)], [0, 1]),
         ([(1, 0), (0.1, 1)], [0]),
         ([(0.5, 50), (0.1, 60)], [0, 1]),
+        ([(1, 30), (0.1, 20), (0.1, 20)], [0, 1, 2]),
+        ([(1, 30), (1, 30), (0.1, 20), (0.1, 20)], [0, 1]),
     ],
 )
 async def test_a_replica_that_starts_has_its_share_of_what_the_others_have(
     loads: list[tuple[float, int]], may: list[int]
 ) -> None:
-    """Idle it may have one; where all start nobody is left out."""
+    """Idle it may have one; where most of them start nobody is left out."""
     model = await fleet_of(*loads)
     assert model.untried(()) == [model.replicas[index] for index in may]
 
