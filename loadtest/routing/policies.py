@@ -151,13 +151,13 @@ class Mtok(Chooser):
 
     def __init__(self, workload: Workload) -> None:
         self.router = Router()
-        self._replicas = [Replica(f"10.0.0.{number}:8000") for number in range(workload.replicas)]
-        for replica in self._replicas:
+        self.replicas = [Replica(f"10.0.0.{number}:8000") for number in range(workload.replicas)]
+        for replica in self.replicas:
             self.router.capacity(replica.name, workload.profile.block_size * (workload.profile.kv_blocks - 1))
 
     def place(self, asked: Asked, usable: Sequence[int], now_s: float) -> int:
         query = Query(chain=prefix_chain(asked.text.data), prompt_tokens=asked.text.tokens)
-        booking = self.router.choose(query, [self._replicas[number] for number in usable], _ms(now_s))
+        booking = self.router.choose(query, [self.replicas[number] for number in usable], _ms(now_s))
         asked.note = booking
         return usable[booking.index]
 
@@ -178,7 +178,7 @@ class Mtok(Chooser):
         self.router.ended(booking)
 
     def restarted(self, replica: int, now_s: float) -> None:
-        self.router.restarted(self._replicas[replica].name)
+        self.router.restarted(self.replicas[replica].name)
 
 
 def _ms(now_s: float) -> int:
