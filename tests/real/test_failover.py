@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -69,15 +71,15 @@ class Wire:
 
     def _pass(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         events = 0
-        with closing(source), closing(target):
-            try:
-                while data := source.recv(65536):
-                    target.sendall(data)
-                    events += data.count(b"\n\n")
-                    if is_answer and self._shears.cuts(events):
-                        return
-            except OSError:
-                return
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                events = data.count(b"\n\n") + (0 if data.startswith(b"HTTP/1.1 ") else events)
+                if is_answer and self._shears.cuts(events):
+                    break
+        for end in (source, target):  # the other thread still reads one of them: closing it alone would tell nobody
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass
@@ -109,11 +111,16 @@ class Cut:
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
     def event(self, request_id: str) -> UsageEvent:
-        """Its usage event."""
-        entries = self.valkey.xrange(TenantKeys("acme").events)
-        events = [msgspec.json.decode(fields[b"event"], type=UsageEvent) for _, fields in entries]
-        [found] = [event for event in events if event.id == request_id]
-        return found
+        """Its usage event, which comes shortly after its end."""
+        deadline_s = time.monotonic() + 3
+        while True:
+            entries = self.valkey.xrange(TenantKeys("acme").events)
+            events = [msgspec.json.decode(fields[b"event"], type=UsageEvent) for _, fields in entries]
+            if found := [event for event in events if event.id == request_id]:
+                assert len(found) == 1
+                return found[0]
+            assert time.monotonic() < deadline_s, f"no usage event for {request_id}"
+            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
