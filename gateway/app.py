@@ -277,6 +277,9 @@ def _refresh(metrics: Metrics, ledger: Ledger, lifecycle: Lifecycle) -> None:
     metrics.given_up.set(booked.given_up)
     metrics.journal_failing.set(bool(booked.journal_failure))
     for model, router in lifecycle.routers.by_model.items():
+        for place, told in router.take_told().items():
+            metrics.routing.show_told(place, told)
+            metrics.routing.index_blocks.labels(model, place).set(router.index.of(place).count)
         if isinstance(router, ShadowedRouter) and (shadow := router.counts()).requests:
             metrics.routing.show_shadow(
                 model,

@@ -33,6 +33,7 @@ from gateway.metering import FailedAttempt, JournalUnavailable, Ledger, Status, 
 from gateway.policy import Scopes, TenantSpec
 from gateway.pricing import Price, usd_of_nanousd
 from gateway.relay import Headers
+from gateway.routing import Expected
 from gateway.store import StoreUnavailable
 from gateway.telemetry import Telemetry
 from gateway.wire import Endpoint, StreamScanner, Usage
@@ -83,6 +84,7 @@ class Call:
     failed_attempts: tuple[FailedAttempt, ...] = ()
     continued: int = 0
     replayed_input_tokens: int = 0
+    placed: tuple[Expected, ...] = ()
     headers: Headers = field(default_factory=list)
     wants_cost: bool = False
 
@@ -140,6 +142,7 @@ class Call:
             asked_output_tokens=self.asked_output_tokens,
             continued=self.continued,
             replayed_input_tokens=self.replayed_input_tokens,
+            placed=self.placed,
         )
 
 

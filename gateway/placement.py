@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.fleet import Fleet, ModelFleet, Rank, Reading, Replica
 from gateway.policy import ModelSpec
-from gateway.routing import Beside, Booking, Held, LeastLoaded, Loads, Query, Router, router_of
+from gateway.routing import Beside, Booking, Expected, Held, LeastLoaded, Loads, Query, Router, router_of
 from gateway.wire import Usage
 
 
@@ -30,6 +30,14 @@ class Placement:
         """Of so many bytes of its prompt, the second number, the first are expected to be cached where it is."""
         cached_bytes = 0 if self.booking is None else self.booking.cached_bytes
         return cached_bytes, max(1, len(self.query.chain.text))
+
+    @property
+    def expected(self) -> tuple[Expected, ...]:
+        """What was expected where it is, and at others."""
+        booking = self.booking
+        if booking is None or not self.query.prompt_tokens:
+            return ()
+        return (booking.expected, *booking.others)
 
     def choose(self, targets: Sequence[Replica]) -> Replica:
         """The replica to run it, one of `targets`; booked there and nowhere else."""

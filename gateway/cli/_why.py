@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # the room imports redis; a help page should not
     from redis.asyncio import Redis
 
     from gateway.admission import Rule
-    from gateway.usage import Booked, RequestQuery, Why
+    from gateway.routing import Expected
+    from gateway.usage import Booked, CameTrue, RequestQuery, Why
 
 
 def add_to(app: typer.Typer) -> None:
@@ -120,6 +121,10 @@ def _lines(told: Why) -> Iterator[tuple[str, str]]:
     if told.admitted_after_ms is not None:
         yield "admitted", f"after {seconds(told.admitted_after_ms)}: every limit had room"
         yield "queued", f"for {seconds(told.queued_ms)}" if told.queued_ms else "not at all"
+    for index, expected in enumerate(told.placed):
+        yield "rather than" if index else "placed at", _expected(expected)
+    if told.came_true is not None:
+        yield "came true", _came_true(told.came_true)
     for attempt in event.failed_attempts:
         had = attempt.delivered_output_tokens
         yield "failed at", f"{attempt.replica}: {attempt.code}{f', after {had} tokens' if had else ''}"
@@ -132,3 +137,19 @@ def _lines(told: Why) -> Iterator[tuple[str, str]]:
     if usage.total_tokens:
         yield "used", f"{usage.input_tokens} input ({usage.input_cached_tokens} cached), {usage.output_tokens} output"
         yield "cost", f"${usd(event.cost_nanousd)}{f' at {event.price_epoch}' if event.price_epoch else ''}"
+
+
+def _expected(there: Expected) -> str:
+    from gateway.admission import seconds
+
+    return (
+        f"{there.replica}: {there.cached_tokens} tokens cached, {there.waiting_tokens} waiting before it, "
+        f"{there.running} running, first token expected in {seconds(there.ttft_ms)}"
+    )
+
+
+def _came_true(came: CameTrue) -> str:
+    from gateway.admission import seconds
+
+    cached = "not told how much was cached" if came.cached_tokens is None else f"{came.cached_tokens} tokens cached"
+    return cached if came.ttft_ms is None else f"{cached}, first bytes after {seconds(came.ttft_ms)}"

@@ -8,6 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from gateway.errors import RefusedBy
+from gateway.routing import Expected
 from gateway.wire import NO_USAGE, Usage
 
 Status = Literal["ok", "client_gone", "upstream_lost", "engine_error", "gateway_lost", "refused", "correction"]
@@ -43,6 +44,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `refused_by` the rule of theirs that refused it; `queued_ms` is how long it waited for a replica with room.
     `asked_output_tokens` is the longest answer that its client allowed, 0: it named none; `asked_input_tokens` is what
     its prompt was taken for where it was refused before anybody counted it.
+
+    `placed` is what was expected when it was placed last: first at its replica, then at those it did not go to.
 
     `continued` is how often another replica went on with what one had begun; `replica` is the last, which was sent a
     prompt of `replayed_input_tokens` for that, the platform's loss.
@@ -90,3 +93,4 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     count: int = 1
     continued: int = 0
     replayed_input_tokens: int = 0
+    placed: tuple[Expected, ...] = ()

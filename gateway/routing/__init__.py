@@ -1,5 +1,6 @@
 """Where should it run? Prefix chain, prefix index, placement, what gateways tell each other. Pure: no sockets."""
 
+from ._booking import Booking, Expected, Query, Target, Told
 from ._elsewhere import Beside, Elsewhere
 from ._index import PrefixIndex
 from ._least import least_loaded
@@ -16,7 +17,7 @@ from ._news import (
     read_placed,
 )
 from ._prefix import BLOCK_BYTES, Chain, prefix_chain
-from ._router import Booking, Expected, Prefix, Query, Router, Strategy, Target
+from ._router import Prefix, Router, Strategy
 from ._salt import chain_seed, tenant_salt
 from ._shadow import ShadowCounts, ShadowedRouter
 from ._strategies import LeastLoaded, router_of, session_of, strategy_of
@@ -44,6 +45,7 @@ __all__ = [
     "ShadowedRouter",
     "Strategy",
     "Target",
+    "Told",
     "chain_seed",
     "least_loaded",
     "pack_held",

@@ -81,16 +81,22 @@ class Load:
             self.wait_ms += max(0.0, self._beside.waiting_tokens * self.ms_per_token - HEARD_LATE_MS)
         self.price_ms = self.ms_per_token * (PRICE_LEAST + streams / PRICE_STREAMS)
 
-    def learn(self, tokens: int, took_ms: int) -> None:
-        """So much work, with little ahead of it, took so long to its first token."""
+    def learn(self, tokens: int, took_ms: int) -> bool:
+        """So much work, with little ahead of it, took so long to its first token. Whether the rate is another now."""
         self._rates.append(tokens * 1000 / took_ms)
         self._unsorted += 1
-        if self._unsorted >= SAMPLES_LEAST:
-            self._unsorted = 0
-            ordered = sorted(self._rates)
-            self.rate = ordered[int(RATE_PART * (len(ordered) - 1))]
-            self.ms_per_token = 1000 / self.rate
-            self.add(0, 0)
+        if self._unsorted < SAMPLES_LEAST:
+            return False
+        self._unsorted = 0
+        ordered = sorted(self._rates)
+        self.rate = ordered[int(RATE_PART * (len(ordered) - 1))]
+        self.assume(self.rate)
+        return True
+
+    def assume(self, rate: float) -> None:
+        """It reads so many tokens a second."""
+        self.ms_per_token = 1000 / rate
+        self.add(0, 0)
 
 
 class Loads:
@@ -106,11 +112,18 @@ class Loads:
         load = self._loads.get(name)
         if load is None:
             load = self._loads[name] = Load()
-            known = [other.rate for other in self._loads.values() if other.rate is not None]
-            if known:
-                load.ms_per_token = 1000 * len(known) / sum(known)
-                load.add(0, 0)
+            self.even_out()
         return load
+
+    def even_out(self) -> None:
+        """Replicas of which nothing is known yet are taken to be as fast as the others are: who is thought slow would
+        get nothing to be learnt from."""
+        known = [load.rate for load in self._loads.values() if load.rate is not None]
+        if known and len(known) < len(self._loads):
+            mean = sum(known) / len(known)
+            for load in self._loads.values():
+                if load.rate is None:
+                    load.assume(mean)
 
     def said(self, name: str, waiting: int) -> None:
         """A replica's engine has said how many requests wait in it."""

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from ._booking import Booking, Query, Target
 from ._load import RUNNING_MS, Loads
-from ._router import Booking, Query, Router, Strategy, Target
+from ._router import Router, Strategy
 
 
 class ShadowCounts(Struct):

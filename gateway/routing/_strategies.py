@@ -9,8 +9,9 @@ import xxhash
 
 from gateway.policy import ModelSpec, StrategyName
 
+from ._booking import Query, Target
 from ._load import Loads
-from ._router import Prefix, Query, Router, Strategy, Target
+from ._router import Prefix, Router, Strategy
 from ._shadow import ShadowedRouter
 
 _MANTISSA_BITS = 53

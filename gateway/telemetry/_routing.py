@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from gateway.routing import Told
 
 
 class RoutingMetrics:
@@ -17,6 +19,26 @@ class RoutingMetrics:
             "Requests by the pool that answered them, of models that have several.",
             ("model", "pool"),
             registry=registry,
+        )
+        self._cached = Counter(
+            "mtok_prefix_tokens",
+            "Prompt tokens of answers that were predicted to be cached at the replica, those that it reported, and "
+            "the differences (error): an error beside the reports says that the index is stale.",
+            ("replica", "kind"),
+            registry=registry,
+        )
+        self._first_tokens = Counter(
+            "mtok_placed_ttft_seconds",
+            "Sum of the times from a placement to the first token, of streams: as expected when placed, and real.",
+            ("replica", "kind"),
+            registry=registry,
+        )
+        self.index_blocks = Gauge(
+            "mtok_prefix_index_blocks",
+            "Blocks of 256 bytes of prompts that a replica is taken to have cached; of the worker that knows most.",
+            ("model", "replica"),
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self._shadowed = Counter(
             "mtok_shadow_requests",
@@ -37,6 +59,14 @@ class RoutingMetrics:
             ("model", "kind"),
             registry=registry,
         )
+
+    def show_told(self, replica: str, told: Told) -> None:
+        """Adds how predictions of a replica have come true."""
+        self._cached.labels(replica, "predicted").inc(told.predicted_tokens)
+        self._cached.labels(replica, "reported").inc(told.reported_tokens)
+        self._cached.labels(replica, "error").inc(told.error_tokens)
+        self._first_tokens.labels(replica, "expected").inc(told.expected_ms / 1000)
+        self._first_tokens.labels(replica, "real").inc(told.real_ms / 1000)
 
     def show_shadow(
         self,

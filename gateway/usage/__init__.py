@@ -25,7 +25,7 @@ from ._requests import (
 )
 from ._running import read_running
 from ._tokens import Billed, billed_by_tenant_and_model
-from ._why import Why, rules_met, why
+from ._why import CameTrue, Why, rules_met, why
 
 __all__ = [
     "BUCKETS_MAX",
@@ -34,6 +34,7 @@ __all__ = [
     "Billed",
     "Booked",
     "BudgetLeft",
+    "CameTrue",
     "Kind",
     "LimitLeft",
     "Limits",

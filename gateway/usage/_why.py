@@ -11,6 +11,7 @@ from gateway.admission import Question, Rule, decided, explain, would_pass
 from gateway.errors import RefusedBy
 from gateway.metering import Status, UsageEvent
 from gateway.policy import Policies
+from gateway.routing import Expected
 
 from ._limits import whole_left
 
@@ -19,7 +20,8 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `decided` says in a sentence what made it end so, `refused_by` which rule with its numbers, if it
     was one; `would_pass` are ways in which it would have been served, each by itself. Times are milliseconds since it
     arrived, None for what it did not come to: admitted by the limits, the engine's first bytes, its end. `queued_ms`
-    of them it waited for a replica with room.
+    of them it waited for a replica with room. `placed` is what was expected of it when it was placed last, first at the
+    replica it went to; `came_true` is what came of that, where anything did.
     """
 
     event: UsageEvent
@@ -31,6 +33,16 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     queued_ms: int
     first_token_after_ms: int | None
     ended_after_ms: int
+    placed: tuple[Expected, ...]
+    came_true: CameTrue | None
+
+
+class CameTrue(msgspec.Struct, frozen=True, kw_only=True):
+    """`cached_tokens` as the engine told, None where it did not; `ttft_ms` from the placement to the first bytes, None
+    where the request was placed more than once."""
+
+    cached_tokens: int | None
+    ttft_ms: int | None
 
 
 _STATUSES: Final[dict[Status, str]] = {
@@ -104,6 +116,19 @@ def why(event: UsageEvent) -> Why:
         queued_ms=event.queued_ms,
         first_token_after_ms=after_ms(event.first_token_ms),
         ended_after_ms=event.ended_ms - event.arrived_ms,
+        placed=event.placed,
+        came_true=_came_true(event),
+    )
+
+
+def _came_true(event: UsageEvent) -> CameTrue | None:
+    if not event.placed or not event.first_token_ms:
+        return None
+    has_told = event.usage.input_tokens > 0 and not event.cached_predicted
+    placed_once = not event.failed_attempts
+    return CameTrue(
+        cached_tokens=event.usage.input_cached_tokens if has_told else None,
+        ttft_ms=event.first_token_ms - event.admitted_ms - event.queued_ms if placed_once else None,
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 from gateway.errors import RefusedBy
 from gateway.metering import UsageEvent
 from gateway.policy import ClassSpec, KeySpec, LimitsSpec, ModelSpec, Policies, ScopeLimitsSpec, SloSpec, TenantSpec
-from gateway.usage import rules_met, why
+from gateway.routing import Expected
+from gateway.usage import CameTrue, rules_met, why
 from gateway.wire import Usage
 
 T0_MS = 1_789_948_800_000
@@ -44,6 +45,21 @@ def test_a_served_request_tells_where_its_time_went() -> None:
     assert (told.served, told.decided, told.would_pass) == (True, "It was served.", [])
     times = (told.admitted_after_ms, told.queued_ms, told.first_token_after_ms, told.ended_after_ms)
     assert times == (2, 700, 900, 2500)
+
+
+def test_a_placement_is_told_with_what_came_true() -> None:
+    """What was expected where it went and elsewhere, what the engine then told, and when its first bytes came."""
+    here, there = Expected("a:1", 900, 40, 3, 55), Expected("b:1", 0, 0, 0, 80)
+    placed: dict[str, Any] = {"placed": (here, there), "admitted_ms": T0_MS + 2, "queued_ms": 700}
+    usage = Usage(input_tokens=1000, input_cached_tokens=896)
+    told = why(event("ok", first_token_ms=T0_MS + 760, usage=usage, **placed))
+    assert told.placed == (here, there)
+    assert told.came_true == CameTrue(cached_tokens=896, ttft_ms=58)
+    assert why(event("client_gone", **placed)).came_true is None
+    cut = why(event("client_gone", first_token_ms=T0_MS + 760, usage=usage, cached_predicted=True, **placed))
+    assert cut.came_true == CameTrue(cached_tokens=None, ttft_ms=58)
+    read = msgspec.json.decode(msgspec.json.encode(event("ok", **placed)), type=UsageEvent)
+    assert read.placed == (here, there)
 
 
 def test_a_refusal_tells_the_rule_that_its_event_kept() -> None:
