@@ -36,6 +36,8 @@ TRIAL_S: Final = 30.0
 """A trial that has not answered for so long lets another begin: it may be a long answer that comes in one piece."""
 LATE_MOST: Final = 3
 """An API server busy with a burst of prompts is late for seconds; only so many late answers in a row are an outage."""
+LATE_MOST_BUSY: Final = 10
+"""While requests run there that show no token before they end, so many."""
 SLOW_START_S: Final = 5.0
 """Simulated on 8 H200 replicas that are restarted one every 4 s, in front of a chat: with 5 s the p99 of the first
 token's time is 1.04 s, without a slow start 1.00, with 10 s 1.55 and with 30 s 4.36, since the others get too much."""
@@ -143,14 +145,15 @@ class Health:
         self._out, self.detail = reason, detail
         self._settle(now_s)
 
-    def late(self, now_s: float, *, moved_s: float | None) -> None:
-        """A probe was not answered in time. As long as tokens come, last at `moved_s`, that alone says nothing."""
+    def late(self, now_s: float, *, moved_s: float | None, busy: bool = False) -> None:
+        """A probe was not answered in time. As long as tokens come, last at `moved_s`, that alone says nothing.
+        `busy`: requests run there."""
         if moved_s is not None and moved_s >= self._late_since_s:
             self._late = 0
         self._late += 1
         if self._late == 1:
             self._late_since_s = now_s
-        if not self._out and self._late >= LATE_MOST:
+        if not self._out and self._late >= (LATE_MOST_BUSY if busy else LATE_MOST):
             self._out, self.detail = "late", f"{self._late} probes unanswered"
         self._settle(now_s)
 

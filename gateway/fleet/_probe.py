@@ -47,7 +47,7 @@ class Prober:
                     await self._ask_models()
         except TimeoutError:
             self._hang_up()
-            health.late(self._loop.time(), moved_s=replica.liveness.moved_s)
+            health.late(self._loop.time(), moved_s=replica.liveness.moved_s, busy=bool(replica.in_flight))
         except ConnectFailed as error:
             replica.refused(str(error))
         except UpstreamLost as error:

@@ -284,8 +284,7 @@ class Replica:
         if connection.complete and connection.blamed:
             health.fault(now_s, "garbage", connection.blamed, moving=self._moving(now_s), is_trial=is_trial)
         elif connection.complete and status < 300:
-            if connection.streams:
-                self._token(connection.active_at)
+            self._token(connection.active_at)
             health.good(now_s, is_trial=is_trial)
         elif status >= 500 and status != 503:
             health.fault(now_s, "errors", f"answered {status}", moving=self._moving(now_s), is_trial=is_trial)

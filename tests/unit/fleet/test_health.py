@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gateway.fleet import Health, last_resorts
 from gateway.fleet._health import (
     LATE_MOST,
+    LATE_MOST_BUSY,
     PAUSE_MOST_S,
     PAUSE_S,
     SHARE_LEAST,
@@ -152,6 +153,16 @@ def test_a_late_health_page_ejects_nobody_whose_tokens_come() -> None:
     for second in range(100, 98 + 2 * LATE_MOST, 2):
         assert health.admits
         health.late(float(second), moved_s=97.9)
+    assert (health.state, health.reason) == ("open", "late")
+
+
+def test_a_late_health_page_weighs_less_while_answers_run_that_show_no_token() -> None:
+    """Those that come whole: the engine may be busy with them."""
+    health = serving()
+    for second in range(LATE_MOST_BUSY - 1):
+        health.late(float(second), moved_s=None, busy=True)
+    assert health.admits
+    health.late(100.0, moved_s=None, busy=True)
     assert (health.state, health.reason) == ("open", "late")
 
 
