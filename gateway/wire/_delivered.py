@@ -24,6 +24,9 @@ UNREAD_MAX_BYTES = 64 * 1024
 _TOKEN_IDS = re.compile(rb'"token_ids":\[([\d,]*)\]')
 _split_ids = _TOKEN_IDS.split
 _NO_IDS = b'"token_ids":null'
+_NOTHING_SAID = b'"delta":{},"logprobs":null,"finish_reason":null'
+_drop_silent = re.compile(rb'data: [^\n]*"delta":\{\},"logprobs":null,"finish_reason":null[^\n]*\n\n').sub
+"""Where a parser holds a token back, vLLM sends an event only for the ids' sake."""
 
 
 class _Delta(Struct):
@@ -122,6 +125,8 @@ class IdKeeper(Keeper):
             if self._cut:
                 events = _NO_IDS.join(parts[::2])
         self._recent.append(events[-RECENT_BYTES:])
+        if self._cut and _NOTHING_SAID in events:
+            return _drop_silent(b"", events)
         return events
 
     def add(self, piece: Piece, event: bytes) -> None:

@@ -129,6 +129,16 @@ def test_two_replicas_are_one_stream(wants_usage: bool) -> None:
     assert b"[13]" not in after
 
 
+def test_events_that_are_there_for_their_ids_alone_do_not_pass() -> None:
+    """A parser that holds a token back makes vLLM send an empty delta if ids are asked for, and nothing if they are
+    not. Its usage counts all the same."""
+    silent = event({"delta": {}, "logprobs": None, "finish_reason": None, "token_ids": [12]}, 3, 2)
+    scanner, passed, _ = lost_after(role(ids=[1]), said(" a", 1, [11]) + silent + said(" b", 3, [13]))
+    assert [one["choices"][0]["delta"].get("content") for one in read(passed)] == ["", " a", " b"]
+    assert scanner.usage() == Usage(input_tokens=3, output_tokens=3)
+    assert chosen_prompt(scanner) == [1, 11, 12, 13]
+
+
 def test_text_that_an_engine_holds_back_is_made_again() -> None:
     """Half a character: its tokens are told, its text is not. The next replica goes on before them, and they are billed
     once, when they come."""
