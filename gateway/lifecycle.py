@@ -233,6 +233,7 @@ class Lifecycle:
                         view,
                         body,
                         given=given,
+                        salt=salt,
                         query=query,
                         priority=terms.service.priority,
                         bound=reservation.output_cap or bound,
@@ -243,7 +244,7 @@ class Lifecycle:
                         call=call,
                         view=view,
                         model=model,
-                        attempts=at(model, router=terms.router, salt=salt, slot=slot, token_ids=keeps == "token_ids"),
+                        attempts=at(model, router=terms.router, slot=slot, token_ids=keeps == "token_ids"),
                         elsewhere=[
                             Elsewhere(price=resort.price, attempts=partial(at, resort.model, router=resort.router))
                             for resort in terms.resorts
@@ -416,7 +417,7 @@ class Lifecycle:
         bound: int | None,
         meter: Meter,
         watch: ClientWatch,
-        salt: str = "",
+        salt: str,
         slot: Slot | None = None,
         token_ids: bool = False,
     ) -> Attempts:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from gateway import refusals
 from gateway.attempts import Attempts
 from gateway.errors import Refusal
-from gateway.fleet import ModelFleet
+from gateway.fleet import SALTED_ALWAYS, ModelFleet
 from gateway.pricing import Price
 from gateway.routing import Router
 from gateway.wire import Endpoint
@@ -28,7 +28,9 @@ class Resort(Struct, frozen=True, kw_only=True):
     def serves(self, endpoint: Endpoint, *, isolated: bool) -> bool:
         """Whether such a request may run there. `isolated`: no other tenant may find its prompt in a cache."""
         dialect = self.model.dialect
-        return dialect.serves(endpoint) and (dialect.takes_cache_salt or not isolated)
+        return dialect.serves(endpoint) and (
+            not isolated or (dialect.takes_cache_salt and endpoint.path in SALTED_ALWAYS)
+        )
 
 
 class Elsewhere(Struct, frozen=True, kw_only=True):

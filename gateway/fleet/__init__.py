@@ -9,9 +9,11 @@ from ._liveness import Liveness
 from ._model import ModelFleet
 from ._replica import ConnectFailed, Rank, Replica
 from ._retries import RetryBudget
+from ._salts import SALTED_ALWAYS
 from ._scraper import SILENT_MS, Scraper
 
 __all__ = [
+    "SALTED_ALWAYS",
     "SILENT_MS",
     "ConnectFailed",
     "Connection",

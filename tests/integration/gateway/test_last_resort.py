@@ -143,3 +143,22 @@ async def test_a_tenant_whose_cache_is_its_own_stays_where_that_can_be(
     engine.kill()
     assert (await served.post(ASKED, CHAT)).status in (502, 503)
     assert hosted.received == []
+
+
+async def test_an_engine_that_keeps_caches_apart_does_so_as_last_resort_too(
+    engine: Engine, hosted: Engine, start: Start
+) -> None:
+    pools = [
+        {"name": "reserved", "replicas": [{"url": engine.url}]},
+        {"name": "partner", "price": HOSTED_PRICE, "replicas": [{"url": hosted.url}]},
+    ]
+    engine.script = recording("chat").script()
+    served = await start(pools=pools, cache_isolation="tenant")
+    assert (await served.post(ASKED)).status == 200
+    salt = engine.only.json["cache_salt"]
+    engine.kill()
+    for body in (ASKED, ASKED | {"cache_salt": "mine"}):
+        await served.post(body)
+    salts = [received.json["cache_salt"] for received in hosted.received]
+    assert salt in salts
+    assert "mine" not in salts
