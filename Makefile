@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install run test test-long lint format test-real simulate-ledger simulate-admission bench bench-admission bench-routing chaos chaos-fleet prove-admission lock clean
+.PHONY: install run test test-long lint format test-real simulate-ledger simulate-admission bench bench-admission bench-routing bench-routing-peers chaos chaos-fleet prove-admission lock clean
 
 install: $(VENV)/.installed
 
@@ -53,6 +53,10 @@ bench-admission: $(VENV)/.installed-dev
 # make bench-routing ROUTING='--seeds 1 chat': placement in virtual time, beside what others do; all take half an hour.
 bench-routing: $(VENV)/.installed-dev
 	$(BIN)/python -m loadtest.routing $(ROUTING)
+
+# The same on sockets, with vllm-router and sglang-router themselves: some minutes.
+bench-routing-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m loadtest.routing.peers
 
 # make chaos CHAOS='--seed 7': the requests and strikes of a run before.
 chaos: $(VENV)/.installed-dev
