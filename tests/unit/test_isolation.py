@@ -16,7 +16,8 @@ async def test_while_the_secret_is_not_known_nothing_that_is_isolated_runs(redis
         with pytest.raises(Refused) as refused:
             await Salts(away, None).of("acme", b"")
         assert refused.value.refusal is refusals.STORE_AWAY
-        assert await Salts(away, b"s" * 32).of("acme", b""), "one that is given needs no store"
+        given = [await Salts(away, letter * 32).of("acme", b"") for letter in (b"s", b"s", b"t")]
+        assert given[0] == given[1] != given[2], "one that is given needs no store, and all who have it agree"
     first, second = Salts(redis, None), Salts(redis, None)
     assert await first.of("acme", b"") == await second.of("acme", b"")
     await redis.flushall()

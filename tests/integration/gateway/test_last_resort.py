@@ -91,17 +91,16 @@ async def test_it_runs_what_could_not_run_in_time_and_is_billed_at_its_price(
 
 
 @pytest.mark.parametrize("service", [None, HURRIED], ids=["unbounded", "bounded"])
-@pytest.mark.parametrize("trouble", ["gone", "full", "dies"])
-async def test_it_runs_what_no_replica_can(
-    engine: Engine, hosted: Engine, start: Start, service: Any, trouble: str
-) -> None:
-    engine.script = dies if trouble == "dies" else as_json({"error": {}}, status=503)
+async def test_it_runs_what_no_replica_can(engine: Engine, hosted: Engine, start: Start, service: Any) -> None:
+    """The only replica says that it is full; dies over a request; is gone."""
     served = await begin(start, engine, hosted, service=service)
-    if trouble == "gone":
-        engine.kill()
-    answer = await served.post()
-    assert answer.status == 200, answer.body
-    assert len(hosted.received) == 1
+    for trouble in (as_json({"error": {}}, status=503), dies, None):
+        engine.script = trouble
+        if trouble is None:
+            engine.kill()
+        answer = await served.post()
+        assert answer.status == 200, answer.body
+    assert len(hosted.received) == 3
 
 
 async def test_when_it_has_no_room_either_the_refusal_is_the_models_own(
