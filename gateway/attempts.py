@@ -116,7 +116,6 @@ class Attempts(Struct, frozen=True, kw_only=True):
             replica = await self._wait_for_room(self.slot, lambda: self._untried(tried))
         tried.add(replica)
         self.call.replica, self.call.pool = replica.name, self.model.pool_of(replica)
-        self.call.placed = self.placement.expected
         return replica
 
     async def _open_at(self, replica: Replica, endpoint: Endpoint, body: bytes, *, goes_on: bool = False) -> Answer:

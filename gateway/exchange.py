@@ -137,6 +137,7 @@ class Exchange(Struct, kw_only=True):
         """The engine has ended, so its slot is free before the client has read what is left."""
         placement = self.attempts.placement
         placement.ended()
+        self.call.placed = placement.expected
         metered = outcome.metered
         if outcome.status == "ok" and not (metered.estimated or metered.cached_predicted):
             placement.answered(metered.usage)

@@ -70,11 +70,18 @@ class Site:
         self.told = Told()
 
 
+Rival = tuple[str, int, int, int, float, float]
+"""A replica that was not chosen, as it was: its name, how many of the prompt's blocks it had, tokens that waited and
+requests that ran there, milliseconds until it could begin, and those that a token takes it."""
+
+
 class Booking:
-    """One request at one replica, from the decision on. `index` is its place among the targets it was chosen from,
-    `cached_bytes` how much of the chain's text is expected to be cached there, `others` what was expected elsewhere: at
-    the replica that has most of the prompt, and at the one that waits least. `unseen`: nobody was known to have more of
-    the prompt than what is hot; `clear`: little came before it, so that its first token tells the prefill rate."""
+    """One request at one replica, from the decision on.
+
+    `index` is its place among the targets it was chosen from, `cached_bytes` how much of the chain's text is expected
+    to be cached there. `unseen`: nobody was known to have more of the prompt than what is hot; `clear`: little came
+    before it, so that its first token tells the prefill rate.
+    """
 
     __slots__ = (
         "at_ms",
@@ -83,10 +90,10 @@ class Booking:
         "expected",
         "index",
         "load",
-        "others",
         "query",
         "reads",
         "replica",
+        "rivals",
         "runs",
         "site",
         "unseen",
@@ -100,7 +107,7 @@ class Booking:
         site: Site,
         expected: Expected,
         *,
-        others: tuple[Expected, ...],
+        rivals: tuple[Rival, ...],
         cached_bytes: int,
         unseen: bool,
         at_ms: int,
@@ -111,10 +118,22 @@ class Booking:
         self.load = site.load
         self.replica = site.name
         self.expected = expected
-        self.others = others
+        self.rivals = rivals
         self.cached_bytes = cached_bytes
         self.unseen = unseen
         self.at_ms = at_ms
         self.work = work(query.prompt_tokens - expected.cached_tokens, query.prompt_tokens)
         self.clear = site.load.waiting <= AHEAD_PART * self.work
         self.reads = self.runs = True
+
+    @property
+    def others(self) -> tuple[Expected, ...]:
+        """What was expected elsewhere: at the replica that had most of the prompt, and at the one that waited least.
+        Worked out when it is asked for, which is after the request has gone on its way."""
+        chain, prompt = self.query.chain, self.query.prompt_tokens
+        others = []
+        for name, depth, waiting, running, wait_ms, pace_ms in self.rivals:
+            cached = max(0, min(prompt - 1, prompt * chain.bytes_at(depth) // max(1, len(chain.text))))
+            ttft_ms = int(wait_ms + work(prompt - cached, prompt) * pace_ms)
+            others.append(Expected(name, cached, waiting, running, ttft_ms))
+        return tuple(others)

@@ -10,9 +10,9 @@ nobody is known to have, go by rendezvous hash over the shortest part of the cha
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import ceil, inf
+from math import ceil
 
-from ._booking import Expected, Query, Site, Target
+from ._booking import Expected, Query, Rival, Site, Target
 from ._ends import Ends
 from ._heat import Heat
 from ._index import PrefixIndex, Steps, depth_of
@@ -115,16 +115,20 @@ class Prospects:
         )
         return expected, cached_bytes
 
-    def others(self, query: Query, steps: Steps, chosen: Site) -> tuple[Expected, ...]:
+    def rivals(self, steps: Steps, chosen: Site) -> tuple[Rival, ...]:
         """What else there was to choose: the replica that has most of the prompt, and the one that waits least."""
-        others: list[Site] = []
-        if steps:
-            names = self.index.holders(steps[0][1]) if steps[0][1].bit_count() <= FEW_HOLDERS else ()
-            others += [site for name in names[:1] if (site := self.sites.get(name)) is not None and site is not chosen]
-        waits = [load.wait_ms if load is not chosen.load else inf for load in self._loads_here]
-        if waits and (least := min(waits)) < inf and (idlest := self._here[waits.index(least)]) not in others:
-            others.append(idlest)
-        return tuple([self.expected(query, steps, site)[0] for site in others])
+        rivals: list[Rival] = []
+        most = None
+        if steps and steps[0][1].bit_count() <= FEW_HOLDERS:
+            most = self.sites.get(self.index.holders(steps[0][1])[0])
+            if most is not None and most is not chosen:
+                rivals.append(_rival(most, steps))
+        waits = [load.wait_ms for load in self._loads_here]
+        if waits:
+            idlest = self._here[waits.index(min(waits))]
+            if idlest is not chosen and idlest is not most:
+                rivals.append(_rival(idlest, steps))
+        return tuple(rivals)
 
     def soonest(self, query: Query, targets: Sequence[Target]) -> int:
         """Where it costs least, by its place among the targets."""
@@ -227,6 +231,12 @@ class Prospects:
             self._here = [self.site(target.name) for target in targets]
             self._loads_here = [site.load for site in self._here]
         return self._here, self._loads_here
+
+
+def _rival(site: Site, steps: Steps) -> Rival:
+    load, beside = site.load, site.load.beside
+    waiting, running = load.waiting + beside.waiting_tokens, load.running + beside.running
+    return site.name, depth_of(site.held.mask, steps), waiting, running, load.wait_ms, load.ms_per_token
 
 
 def _weights(block: int, sites: Sequence[Site]) -> list[int]:

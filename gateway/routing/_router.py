@@ -94,7 +94,7 @@ class Router:
             index,
             site,
             expected,
-            others=prospects.others(query, steps, site) if len(targets) > 1 else (),
+            rivals=prospects.rivals(steps, site) if len(targets) > 1 else (),
             cached_bytes=cached_bytes,
             unseen=not steps or steps[0][0] <= hot,
             at_ms=now_ms,

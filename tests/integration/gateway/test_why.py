@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -195,3 +196,24 @@ async def test_a_request_that_is_not_there_is_one_line(engine: Engine, start: St
     assert missing.stderr.startswith("mtok: No request 'nowhere' was booked from ")
     wrong = await mtok("why", "nowhere", "--start", "yesterday")
     assert (wrong.exit_code, wrong.stdout) == (2, "")
+
+
+async def test_a_placement_is_told_with_what_came_true(engine: Engine, start: Start, mtok: Any) -> None:
+    """The second time a prompt comes, most of it is expected to be cached; the engine's own count stands beside that,
+    and the metric sums both up."""
+    engine.script = recording("chat").script()
+    served = await start(engine)
+    asked = ASKED | {"messages": [{"role": "user", "content": "Tell me about prefixes. " * 100}]}
+    first, second = await served.post(asked), await served.post(asked)
+    await served.booked()
+    cold = lines(await mtok("why", first.headers["x-request-id"]))
+    assert cold["placed at"].startswith(f"{engine.name}: 0 tokens cached, 0 waiting before it, 0 running, first token")
+    warm = lines(await mtok("why", second.headers["x-request-id"]))
+    expected = int(warm["placed at"].removeprefix(f"{engine.name}: ").split()[0])
+    assert expected > 400
+    assert warm["came true"].startswith("0 tokens cached, first bytes after ")
+    metrics = (await served.get("/metrics")).body.decode()
+    [predicted] = re.findall(r'mtok_prefix_tokens_total\{kind="predicted",replica="[^"]+"\} (\S+)', metrics)
+    assert float(predicted) > 0
+    shown = (await served.get(f"/v1/usage/requests/{second.headers['x-request-id']}")).json
+    assert "placed" not in shown, "what others have waiting is not the tenant's business"
