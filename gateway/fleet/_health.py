@@ -78,6 +78,7 @@ class Health:
         "share",
         "since_s",
         "state",
+        "well",
     )
 
     def __init__(self, *, slow_start_s: float = SLOW_START_S, changed: Callable[[], None] | None = None) -> None:
@@ -90,6 +91,9 @@ class Health:
         self.share = 1.0
         self.is_last_resort = False
         """It admits though its breaker is open, since no other replica of a model does either."""
+        self.well = 0
+        """Requests that were answered rightly since it was looked at: one more may be counted here, where none is on
+        trial."""
         self._slow_start_s = slow_start_s
         self._changed = changed or _nobody
         self._draining = False
@@ -167,8 +171,7 @@ class Health:
 
     def good(self, now_s: float, *, is_trial: bool = False) -> None:
         """A request was answered rightly."""
-        self._age(now_s)
-        self._good += 1
+        self.well += 1
         if self._is_open and is_trial:
             self._close(now_s)
 
@@ -208,6 +211,7 @@ class Health:
     def restarted(self, now_s: float) -> None:
         """Its process is another one than before, with nothing in its cache, and no faults of its own."""
         self._faults = self._good = 0.0
+        self.well = 0
         if not self._out and not self._is_open:
             self._start(now_s, "restarted")
         self._settle(now_s)
@@ -220,6 +224,7 @@ class Health:
 
     def tick(self, now_s: float) -> None:
         """About twice a second: pauses end, shares grow."""
+        self._age(now_s)
         if self._trial_s is not None and now_s - self._trial_s > TRIAL_S:
             self._trial_s = None
         self._settle(now_s)
@@ -236,6 +241,8 @@ class Health:
             self._faults *= weight
             self._good *= weight
             self._at_s = now_s
+        self._good += self.well
+        self.well = 0
 
     def _open(self, now_s: float, reason: Reason, detail: str) -> None:
         if self._is_open or (self._closed_s and now_s - self._closed_s < STEADY_S):
@@ -250,6 +257,7 @@ class Health:
     def _close(self, now_s: float) -> None:
         self._is_open, self._trial_s, self.detail = False, None, ""
         self._faults = self._good = 0.0
+        self.well = 0
         self._closed_s = now_s
         self._start(now_s, "recovered")
         self._settle(now_s)

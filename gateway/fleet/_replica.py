@@ -277,6 +277,10 @@ class Replica:
 
     def _judge(self, connection: Connection) -> None:
         """What the end of an exchange says: 4xx, 429 and 503 say nothing, nor does what our side has ended."""
+        if connection.complete and connection.status < 300 and self._trial is None and not connection.blamed:
+            self.health.well += 1  # nearly all of them: nothing else is to be done
+            self._token(connection.active_at)
+            return
         now_s, health, fault = self._loop.time(), self.health, connection.fault
         if is_trial := connection is self._trial:
             self._trial = None
