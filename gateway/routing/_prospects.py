@@ -39,6 +39,12 @@ JOINS_PART = 0.1
 """How much of what a copy saves is not counted where it is one too many: enough that idle replicas are passed over, so
 that it is forgotten there, and busy ones are not waited for."""
 
+NEAR_MS = 20.0
+"""Where other gateways have requests too, costs so near to each other are taken for equal, and one is drawn: what the
+others send at this moment is heard of a tenth of a second later, and by the same costs all would send it to the same
+replica. Simulated with eight gateways, prompts that share nothing have a p50 TTFT of 38 ms instead of 51, and a p99 of
+195 instead of 215; twice as much costs conversations a hundredth of their cached share."""
+
 _SPREAD = 0x9E3779B97F4A7C15
 """Odd, and without a pattern: the golden ratio in 64 bits (Knuth)."""
 _ALL = (1 << 64) - 1
@@ -69,6 +75,7 @@ class Prospects:
         """Requests that this router has open."""
         self.sites: dict[str, Site] = {}
         self._loads = loads
+        self._drawn = 0
         self._members: dict[int, _Members] = {}
         self._looked: tuple[list[int], Steps, int] | None = None
         self._targets: list[Target] = []
@@ -145,12 +152,22 @@ class Prospects:
                 home = weights.index(max(weights))
             costs[home] -= self.unseen_warm * (costs[home] - loads[home].wait_ms)
         least = min(costs)
+        if loads[costs.index(least)].beside.running:
+            return self._near(blocks[-1], sites, costs, least)
         if costs.count(least) == 1:
             return costs.index(least)
         tied = [n for n, cost in enumerate(costs) if cost == least]
         if weights:
             return max([(weights[n], n) for n in tied])[1]
         return max(zip(_weights(blocks[min(hot, len(blocks) - 1)], [sites[n] for n in tied]), tied, strict=True))[1]
+
+    def _near(self, block: int, sites: Sequence[Site], costs: Sequence[float], least: float) -> int:
+        """One of those that cost little more than the least, now one and then another."""
+        near = [n for n, cost in enumerate(costs) if cost <= least + NEAR_MS]
+        if len(near) == 1:
+            return near[0]
+        self._drawn += 1
+        return max(zip(_weights(block ^ self._drawn, [sites[n] for n in near]), near, strict=True))[1]
 
     def costs_ms(self, query: Query, targets: Sequence[Target]) -> list[float]:
         """What it would cost at each of the targets: its wait for its first token, and what others wait for its prompt

@@ -252,3 +252,27 @@ def test_a_busy_replica_takes_no_copy_that_spares_less_than_it_holds_up() -> Non
                 router.first_token(router.choose(query(prompt(10 + number, 40)), [target], 0), 5)
         router.choose(query(prompt(2, 6000)), [there], 10)
         assert (router.choose(query(prompt(1)), [elsewhere, there], 10).replica == home) is stays
+
+
+def test_beside_other_gateways_a_small_difference_decides_nothing() -> None:
+    """All of them would send what comes in this moment to the same replica; 20 ms more is hardly worse."""
+    targets = replicas(3)
+
+    def chosen(running: int, waiting: int) -> set[str]:
+        places = set()
+        for number in range(20):
+            router = Router()
+            for target, work in zip(targets, (0, waiting, waiting), strict=True):
+                router.beside(target.name, 0, running)
+                router.loads.of(target.name).add(work, 0)
+            for again in range(1 + number):
+                query_of = query(prompt(100 * number + again))
+                booking = router.choose(query_of, targets, 0)
+                router.ended(booking)
+            places.add(booking.replica)
+        return places
+
+    first = targets[0].name
+    assert chosen(running=5, waiting=200) == {target.name for target in targets}
+    assert chosen(running=5, waiting=1000) == {first}
+    assert chosen(running=0, waiting=200) == {first}
