@@ -26,7 +26,7 @@ from ._http import PROMPT, TIMEOUT_S, get, post
 from ._place import judge_place, judge_store
 from ._probe import probe
 from ._read import cards_of, count_of
-from ._replica import Wants, judge_replica, judge_replicas, judge_tokenizer
+from ._replica import Wants, judge_replica, judge_replicas, judge_tokenizer, not_examined
 
 INFO_TIMEOUT_S: Final = 60.0
 """vLLM collects its environment for the first `/server_info`: 15 s where the cores are busy."""
@@ -64,8 +64,10 @@ async def examine(policies: Policies, settings: Settings, *, measure: bool) -> l
         tokenizers = [finding for model in models for finding in await model.judge_tokenizer()]
     disk = await asyncio.to_thread(_disk, settings.data_dir)
     has_admin_key, embedded = settings.admin_key_sha256 is not None, settings.redis_url is None
+    others = [model for model in policies.models.values() if model.engine != "vllm"]
     return [
         *(finding for model in models for finding in model.judge()),
+        *(not_examined(model) for model in others),
         *tokenizers,
         *judge_store(store),
         *judge_place(disk, has_admin_key=has_admin_key, embedded=embedded),

@@ -100,6 +100,14 @@ def judge_replica(name: str, wants: Wants, facts: ReplicaFacts) -> list[Finding]
     return report.findings
 
 
+def not_examined(model: ModelSpec) -> Finding:
+    """Of a model whose engine is another than vLLM."""
+    report = Report(model.name)
+    told = f"runs on {model.engine}, whose flags the doctor does not know: nothing was asked there"
+    report.add("note", "engine", told, "see docs/engines.md for what it tells, and which of its flags that needs")
+    return report.findings[0]
+
+
 def judge_replicas(model: str, facts: Mapping[str, ReplicaFacts]) -> list[Finding]:
     """What differs between a model's replicas and should not."""
     report = Report(model)

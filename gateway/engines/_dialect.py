@@ -74,8 +74,6 @@ class Dialect:
     """What it serves of the gateway's endpoints, by `Endpoint.path`."""
     tells_running_usage: bool = False
     """Whether `continuous_usage_stats` brings usage beside every token, of each choice for itself."""
-    tells_cached: Literal["always", "flag", "never"] = "never"
-    """Whether usage says how much of a prompt was cached; `flag`: only an engine that was started so."""
     counts_each_sample: bool = True
     """Whether its counter of prompt tokens counts a prompt once for each of its samples, as vLLM's does."""
     full: frozenset[int] = frozenset({429, 503})

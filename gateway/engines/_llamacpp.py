@@ -55,7 +55,6 @@ class LlamaCpp(Dialect):
 
     name = "llamacpp"
     paths = frozenset(endpoint.path for endpoint in Endpoint if endpoint is not Endpoint.TOKENIZE)
-    tells_cached = "always"
     counts_each_sample = False
     metrics = page(
         {

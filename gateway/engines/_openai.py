@@ -17,7 +17,6 @@ class OpenAI(Dialect):
     paths = frozenset(
         endpoint.path for endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.RESPONSES)
     )
-    tells_cached = "flag"
     full = frozenset({429, 498, 503, 529})
     """498 is Groq's for its flex tier without capacity, 529 an overloaded provider's."""
     failed = frozenset({408, 409})

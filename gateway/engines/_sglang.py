@@ -19,7 +19,6 @@ class SGLang(Dialect):
     name = "sglang"
     paths = frozenset(endpoint.path for endpoint in Endpoint)
     tells_running_usage = True
-    tells_cached = "flag"
     health_path = "/model_info"
     metrics = page(
         {

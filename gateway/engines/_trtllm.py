@@ -34,7 +34,6 @@ class TensorRTLLM(Dialect):
         endpoint.path for endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.RESPONSES)
     )
     tells_running_usage = True
-    tells_cached = "always"
     metrics = page(
         {prefix + name: meaning for prefix in ("trtllm_", "trtllm:") for name, meaning in _SERIES.items()},
         path="/prometheus/metrics",

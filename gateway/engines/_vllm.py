@@ -20,7 +20,6 @@ class VLLM(Dialect):
     name = "vllm"
     paths = frozenset(endpoint.path for endpoint in Endpoint)
     tells_running_usage = True
-    tells_cached = "flag"
     metrics = page(
         {
             "vllm:prompt_tokens_total": "prompt",

@@ -17,8 +17,8 @@ from gateway.doctor import (
     judge_tokenizer,
 )
 from gateway.doctor._probe import measured
-from gateway.doctor._replica import Wants
-from gateway.policy import load
+from gateway.doctor._replica import Wants, not_examined
+from gateway.policy import ModelSpec, ReplicaSpec, load
 from tests.unit.doctor.facts import NOT_FOUND, answer, facts, judged, server_info, severities, wants
 
 USUAL = {"version": "note", "long-prompts": "note"}
@@ -355,3 +355,10 @@ def test_any_answers_are_judged(answers: list[Answer]) -> None:
     findings = judge_replica("a:1", wants(), odd)
     assert msgspec.json.encode(findings)
     judge_replicas("llama-8b", {"a:1": odd})
+
+
+def test_another_engine_is_named_and_not_judged_by_vllms_flags() -> None:
+    model = ModelSpec(name="small", replicas=(ReplicaSpec(url="http://a:8080"),), engine="llamacpp")
+    finding = not_examined(model)
+    assert (finding.severity, finding.where) == ("note", "small")
+    assert "llamacpp" in finding.finding
