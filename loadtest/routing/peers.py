@@ -63,15 +63,16 @@ async def converse(client: httpx.AsyncClient, url: str, key: str, number: int, r
         messages.append({"role": "user", "content": words(f"{number}/{turn}", 25)})
         body = {"model": "m", "messages": messages, "stream": True, "max_tokens": ANSWER, "ignore_eos": True}
         began, answer, first_s = time.perf_counter(), "", 0.0
-        async with client.stream(
-            "POST", f"{url}/v1/chat/completions", json=body, headers={"authorization": key}
-        ) as told:
-            async for line in told.aiter_lines():
-                if line.startswith("data: {") and (choices := json.loads(line[6:]).get("choices")):
-                    text = choices[0]["delta"].get("content") or ""
-                    if text and not first_s:
-                        first_s = time.perf_counter() - began
-                    answer += text
+        with contextlib.suppress(httpx.HTTPError):  # what has no first token then has failed
+            async with client.stream(
+                "POST", f"{url}/v1/chat/completions", json=body, headers={"authorization": key}
+            ) as told:
+                async for line in told.aiter_lines():
+                    if line.startswith("data: {") and (choices := json.loads(line[6:]).get("choices")):
+                        text = choices[0]["delta"].get("content") or ""
+                        if text and not first_s:
+                            first_s = time.perf_counter() - began
+                        answer += text
         if not first_s:
             result.failed += 1
             return
