@@ -32,6 +32,7 @@ def follow_health(
         task.add_done_callback(tasks.discard)
 
     def show() -> None:
+        metrics.replicas.keep({replica.name for replica in fleet.replicas})
         for replica in fleet.replicas:
             health = replica.health
             metrics.replicas.show(replica.name, health.state, health.reason)

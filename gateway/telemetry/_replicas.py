@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
@@ -66,6 +68,13 @@ class ReplicaMetrics:
                 self._state.labels(replica, *before).set(0)
             self._state.labels(replica, state, reason).set(1)
             self._states[replica] = state, reason
+
+    def keep(self, replicas: Collection[str]) -> None:
+        """There are these now: any other is in no state and has no requests. What workers share has no way to take
+        its series out."""
+        for gone in self._states.keys() - replicas:
+            self._state.labels(gone, *self._states.pop(gone)).set(0)
+            self.in_flight.labels(gone).set(0)
 
     def changed(self, replica: str, state: str, reason: str) -> None:
         """It has come into this state just now."""

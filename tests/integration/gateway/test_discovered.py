@@ -53,6 +53,9 @@ async def test_replicas_come_and_go_while_it_serves(
     path.write_text(f'["{second.url}"]')
     await eventually(lambda: len(fleet.replicas) == 1)
     assert await statuses(served, range(5)) == [200] * 5
+    metrics = (await served.get("/metrics")).body.decode().splitlines()
+    states = [line for line in metrics if line.startswith(f'mtok_replica_state{{reason="",replica="{engine.name}"')]
+    assert states == [f'mtok_replica_state{{reason="",replica="{engine.name}",state="healthy"}} 0.0']
     assert len(second.received) == 5
     finish.set()
     assert (await running).status == 200
