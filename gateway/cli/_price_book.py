@@ -92,7 +92,9 @@ def why(
     if as_json:
         typer.echo(json_text(found))
         return
-    typer.echo(f"epoch {found.name}, made {found.start_s - found.decided_s} s before by the policies {found.policy}")
+    early_s = found.start_s - found.decided_s
+    when = f"{early_s} s before it began" if early_s >= 0 else f"{-early_s} s after it began"
+    typer.echo(f"epoch {found.name}, made {when} by the policies {found.policy}")
     for name, price in found.prices.items():
         if model in (None, name):
             typer.echo(_made_of(name, price))
@@ -127,7 +129,7 @@ def _prices(epochs: list[Epoch], model: str | None = None) -> str:
 
 def _made_of(name: str, price: EpochPrice) -> str:
     weight = price.output_tokens + price.input_ratio * price.input_tokens + price.cached_ratio * price.cached_tokens
-    measured = "nothing to measure" if price.measured_usd_per_mtok is None else f"{price.measured_usd_per_mtok:.6f}"
+    measured = "nothing" if price.measured_usd_per_mtok is None else f"{price.measured_usd_per_mtok:.6f} $/Mtok"
     pool = "" if len(price.pool) == 1 else f" (of {', '.join(price.pool)}, which share replicas)"
     margin = f", and a margin of {plain(price.margin)}" if price.margin else ""
     return "\n".join(
@@ -138,7 +140,7 @@ def _made_of(name: str, price: EpochPrice) -> str:
             f"  GPUs      {Decimal(price.cost_nanousd) / 10**9:.6f} $ x overhead {plain(price.overhead)}{pool}",
             f"  tokens    {price.output_tokens} output, {price.input_tokens} input x {price.input_ratio:.4f}, "
             f"{price.cached_tokens} cached x {price.cached_ratio:.4f}: weigh {weight:.1f}",
-            f"  measured  {measured} $/Mtok",
+            f"  measured  {measured}",
             f"  price     {plain(price.live_usd_per_mtok)} after {plain(price.before_usd_per_mtok)}: "
             f"{_BOUNDS[price.bound]}{margin}",
         )

@@ -37,6 +37,8 @@ USABLE = Decimal("0.92")
 BYTES: Mapping[Weights, Decimal] = {"fp16": Decimal(2), "fp8": Decimal(1), "int4": Decimal("0.57")}
 """Of a parameter; INT4 with scales: 70B weigh 40 GB (article)."""
 GPUS_OF_A_REPLICA = (1, 2, 4, 8)
+BUSY_LEAST = Decimal("0.4")
+"""A first guess is off by up to 2.5 times (article); what makes less than that of the model's figure was idle."""
 
 
 class Need(Struct, frozen=True, kw_only=True):
@@ -86,20 +88,23 @@ def plan(
     """Every SKU with the fewest GPUs a replica that fit, and twice as many.
 
     `measured_tok_s` is output tokens per second of a replica, by SKU and GPUs: it scales the model's own figures, its
-    own SKU's exactly. Raises `ValueError` for a need of nothing.
+    own SKU's exactly, unless it is below `BUSY_LEAST` of them: then it was no full hour. Raises `ValueError` for a need
+    of nothing.
     """
     if min(need.parameters_b, need.requests_per_s, need.output_tokens) <= 0:
         raise ValueError("parameters, requests per second and output tokens are more than 0")
     found: list[Candidate] = []
     unfit: dict[str, str] = {}
-    scale = _scale(need, gpus, measured_tok_s or {})
+    scales = _scales(need, gpus, measured_tok_s or {})
+    scale = sum(scales.values(), Decimal(0)) / len(scales) if scales else None
+    busy = {of: rate for of, rate in (measured_tok_s or {}).items() if of in scales}
     for sku, gpu in gpus.items():
         fitted = [_fit(need, gpu, count) for count in GPUS_OF_A_REPLICA]
         fits = [one for one in fitted if not isinstance(one, str)]
         if not fits:
             unfit[sku] = str(fitted[-1])
             continue
-        found += [_candidate(need, gpu, one, scale, (measured_tok_s or {}).get((sku, one.gpus))) for one in fits[:2]]
+        found += [_candidate(need, gpu, one, scale, busy.get((sku, one.gpus))) for one in fits[:2]]
     found.sort(key=lambda one: (one.usd_per_mtok.get("on_demand", Decimal("Infinity")), one.sku, one.gpus))
     return Plan(candidates=found, unfit=unfit)
 
@@ -148,14 +153,18 @@ def _fit(need: Need, gpu: Gpu, count: int) -> _Fit | str:
     )
 
 
-def _scale(need: Need, gpus: Mapping[str, Gpu], measured_tok_s: Mapping[tuple[str, int], Decimal]) -> Decimal | None:
-    """What was measured over what the model says, where there is both."""
-    ratios = []
+def _scales(
+    need: Need, gpus: Mapping[str, Gpu], measured_tok_s: Mapping[tuple[str, int], Decimal]
+) -> dict[tuple[str, int], Decimal]:
+    """What was measured over what the model says, where there is both and the GPUs had enough to do."""
+    ratios: dict[tuple[str, int], Decimal] = {}
     for (sku, count), rate in measured_tok_s.items():
         fit = _fit(need, gpus[sku], count) if sku in gpus else "unknown"
         if not isinstance(fit, str):
-            ratios.append(_WIDE.divide(rate, fit.output_tok_s))
-    return sum(ratios, Decimal(0)) / len(ratios) if ratios else None
+            ratio = _WIDE.divide(rate, fit.output_tok_s)
+            if ratio >= BUSY_LEAST:
+                ratios[sku, count] = ratio
+    return ratios
 
 
 def _candidate(need: Need, gpu: Gpu, fit: _Fit, scale: Decimal | None, measured: Decimal | None) -> Candidate:

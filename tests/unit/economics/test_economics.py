@@ -200,3 +200,11 @@ def test_what_was_measured_goes_before_the_model() -> None:
     assert round(measured["H200", 1].output_tok_s) == round(modelled["H200", 1].output_tok_s * scale)
     assert measured["H100", 2].replicas == 2
     assert all(one.measured for one in measured.values())
+
+
+def test_an_idle_fleets_best_hour_measures_nothing() -> None:
+    """What made a tenth of what the model says had nothing to do: the model's figures stand."""
+    gpus = builtin().gpus
+    idle = plan(NEED, gpus, measured_tok_s={("H100", 2): Decimal(400)})
+    assert idle == plan(NEED, gpus)
+    assert not any(one.measured for one in idle.candidates)
