@@ -24,7 +24,7 @@ def chain_of(path: Sequence[int]) -> list[int]:
     return [hash(tuple(path[:end])) for end in range(1, len(path) + 1)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(noted=st.lists(st.tuples(CHAINS, st.sampled_from("abc")), max_size=20), asked=CHAINS)
 def test_each_replica_holds_the_longest_prefix_sent_there(noted: list[tuple[list[int], str]], asked: list[int]) -> None:
     """As long as all fits, exactly what it was sent, whoever else was sent the same."""
@@ -40,7 +40,7 @@ def test_each_replica_holds_the_longest_prefix_sent_there(noted: list[tuple[list
         assert depth(index, chain_of(asked), name) == common
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), capacity=st.integers(GENERATIONS, 200))
 def test_a_replica_never_holds_more_than_it_can(seed: int, capacity: int) -> None:
     """Whatever is sent, its count is that of the blocks found, at most what fits beside the newest generation; who is

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.routing import prefix_chain
 from gateway.routing._prefix import BLOCK_BYTES
 
 
+@settings(max_examples=40, deadline=None)
 @given(prompt=st.binary(max_size=5000), more=st.binary(max_size=1000))
 def test_a_longer_prompt_has_the_shorter_ones_chain(prompt: bytes, more: bytes) -> None:
     """Whole blocks are shared, and the chain grows only at its end."""
@@ -18,6 +19,7 @@ def test_a_longer_prompt_has_the_shorter_ones_chain(prompt: bytes, more: bytes) 
     assert len(longer) == max(1, len(prompt + more) // BLOCK_BYTES)
 
 
+@settings(max_examples=40, deadline=None)
 @given(prompt=st.binary(min_size=BLOCK_BYTES, max_size=3000), at=st.integers(0, 2999))
 def test_one_byte_changes_the_chain_from_there(prompt: bytes, at: int) -> None:
     """A different byte makes its block and all after it different, and none before."""

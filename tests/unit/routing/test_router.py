@@ -47,7 +47,7 @@ ACTS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(acts=ACTS)
 def test_every_booking_is_released_on_every_way_out(acts: list[tuple[str, int]]) -> None:
     """After any schedule of picks, first tokens, cancels and errors, each as often as you like and in any order, all
