@@ -11,7 +11,7 @@ import pytest
 from gateway.call import Reservation
 from gateway.lifecycle import Lifecycle
 from gateway.metering import UsageEvent
-from gateway.wire import NO_USAGE
+from gateway.wire import NO_USAGE, Endpoint, parse, prompt_text
 from tests.integration.gateway.conftest import Start
 from tests.integration.gateway.engine import (
     Conversation,
@@ -151,8 +151,9 @@ async def test_a_cut_after_a_warm_prefix(engine: Engine, second: Engine, start: 
     assert cold["replica"] == warm["replica"]
     assert cold["cached_predicted"] is warm["cached_predicted"] is True
     assert cold["usage"]["input_cached_tokens"] == 0
-    prompt_bytes = len('[{"role": "user", "content": "') + 3000 + len('"}]')
-    assert warm["usage"]["input_cached_tokens"] == -(-1000 * 7 * 256 // prompt_bytes)
+    asked = STREAMED | {"messages": prompt_of(shared + "1" * 1000)}
+    text_bytes = len(prompt_text(parse(Endpoint.CHAT, json.dumps(asked).encode())))
+    assert warm["usage"]["input_cached_tokens"] == -(-1000 * 7 * 256 // text_bytes)
     assert warm["cost_nanousd"] < cold["cost_nanousd"]
     await served.post(STREAMED | {"messages": prompt_of(shared + "1" * 1000)})
     same = (await served.events(at_least=3))[2]
