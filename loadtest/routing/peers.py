@@ -141,7 +141,7 @@ def play(router: str, bench: Path, directory: Path, sessions: int, per_s: float)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=60)
-    parser.add_argument("--per-s", type=float, default=2.5, help="sessions that come in a second")
+    parser.add_argument("--per-s", type=float, default=2.0, help="sessions that come in a second")
     parser.add_argument("routers", nargs="*", default=ROUTERS)
     given = parser.parse_args()
     bench = bench_directory()
