@@ -27,9 +27,12 @@ class Placement:
 
     @property
     def cached_share(self) -> tuple[int, int]:
-        """Of so many bytes of its prompt, the second number, the first are expected to be cached where it is."""
+        """Of so many bytes of its prompt, the second number, the first are expected to be cached where it is. Bills are
+        made of it, so in the client's favour: a prompt known to its last whole block is known whole."""
+        chain = self.query.chain
         cached_bytes = 0 if self.booking is None else self.booking.cached_bytes
-        return cached_bytes, max(1, len(self.query.chain.text))
+        text_bytes = max(1, len(chain.text))
+        return text_bytes if chain.reaches_end(cached_bytes) else cached_bytes, text_bytes
 
     @property
     def expected(self) -> tuple[Expected, ...]:

@@ -29,6 +29,11 @@ class Chain(Struct, frozen=True, gc=False):
         """How long the prefix of so many blocks is."""
         return min(depth * BLOCK_BYTES, len(self.text))
 
+    def reaches_end(self, known_bytes: int) -> bool:
+        """Whether a prefix of so many bytes is all that can be known of it: the text itself, or one that begins so and
+        differs in less than a block."""
+        return known_bytes >= max(1, len(self.text) // BLOCK_BYTES * BLOCK_BYTES)
+
 
 def prefix_chain(text: bytes, seed: int = 0) -> Chain:
     """The chain of a prompt. Prompts of different seeds have nothing in common."""
