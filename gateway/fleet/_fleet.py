@@ -14,6 +14,7 @@ from gateway.engines import Question, dialect_of
 from gateway.policy import ModelSpec
 
 from ._health import Reason, State, last_resorts
+from ._http import http_client
 from ._model import ModelFleet
 from ._probe import Prober
 from ._replica import Replica
@@ -59,7 +60,7 @@ class Fleet:
         self._serves = False
         self._probe_interval_s = probe_interval_s
         self._probe_timeout_s = probe_timeout_s
-        self._http = httpx.AsyncClient(timeout=TOKENIZE_TIMEOUT_S, trust_env=False)
+        self._http = http_client(TOKENIZE_TIMEOUT_S)
         self._watcher: asyncio.Task[None] | None = None
         self.update(models)
 

@@ -21,6 +21,7 @@ from gateway.engines import Dialect, MetricsPage
 from gateway.store import BUCKET_SECONDS, REPLICAS, ReplicaKeys, load_script
 
 from ._counters import Advance, NoCounters, Reading, advance, read_counters
+from ._http import http_client
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Scraper:
         self._interval_s = interval_s
         self._me = secrets.token_hex(6)
         self._book = redis.register_script(load_script("engine").text)
-        self._http = httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False)
+        self._http = http_client(SCRAPE_TIMEOUT_S)
         self._tasks: list[asyncio.Task[None]] = []
         self._sent_before: defaultdict[str, int] = defaultdict(int)
         self._told: dict[str, tuple[str, int]] = {}

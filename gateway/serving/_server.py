@@ -26,11 +26,14 @@ class DrainingServer(uvicorn.Server):
     """On SIGTERM or SIGINT it keeps listening and answers 503 until running answers are done, or the deadline has come.
 
     A second signal cuts what still runs; it is metered all the same. The exit status is 0: being asked to stop is no
-    failure.
+    failure. Where it owns its process it sets the garbage collector as a gateway wants it.
     """
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gateway: Gateway, drain_timeout_s: float, *, owns_process: bool = True
+    ) -> None:
         super().__init__(config)
+        self._owns_process = owns_process
         self._gateway = gateway
         self._drain_timeout_s = drain_timeout_s
         self._stop_at_s: float | None = None
@@ -46,6 +49,8 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if not self._owns_process:
+            return
         # What has been made so far stays: the collector need not look at it again. Requests make no cycles worth
         # collecting often; with Python's own threshold of 700 a full collection stops every stream for 20 ms and more.
         gc.collect()

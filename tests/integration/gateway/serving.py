@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -213,15 +212,12 @@ async def serve(
         proxy_headers=False,
         timeout_keep_alive=75,
     )
-    server = DrainingServer(config, gateway, chosen.drain_timeout_s)
+    server = DrainingServer(config, gateway, chosen.drain_timeout_s, owns_process=False)
     config.load()
     server.lifespan = config.lifespan_class(config)
-    thresholds = gc.get_threshold()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         await server.startup(sockets=[sock])
         assert server.started, "the gateway did not start; its log says why"
-        gc.unfreeze()
-        gc.set_threshold(*thresholds)
         ticking = asyncio.create_task(server.main_loop())
         try:
             yield Served(gateway, server, sock.getsockname()[1], redis)
