@@ -22,6 +22,7 @@ from gateway.kv_events import Follower, NoZmq, Subscriber, extra_key, zmq_contex
 from gateway.placement import Placement, Routers
 from gateway.policy import ModelSpec
 from gateway.routing import BLOCK_BYTES
+from gateway.store import end_tasks
 from gateway.wire import Endpoint, RequestView, Usage
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ class CacheEvents:
         tasks = list(self._subscribers.values())
         if self._learner is not None:
             tasks.append(self._learner)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         if self._context is not None:
             self._context.destroy(linger=0)
 

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from gateway.errors import Refusal
 from gateway.fleet import Fleet, Replica
-from gateway.store import DRAINING, ReplicaKeys, StoreUnavailable
+from gateway.store import DRAINING, ReplicaKeys, StoreUnavailable, end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ class Draining:
 
     async def __aexit__(self, *_: object) -> None:
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+            await end_tasks([self._running])
 
     async def start(self, replica: Replica, *, cut_after_s: float | None) -> None:
         """From now on nothing new goes there, from any gateway. Raises `StoreUnavailable`."""

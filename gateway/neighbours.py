@@ -31,7 +31,7 @@ from gateway.routing import (
     read_held,
     read_placed,
 )
-from gateway.store import HELD, PLACED
+from gateway.store import HELD, PLACED, end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,7 @@ class Neighbours:
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
 
     @property
     def alone(self) -> bool:

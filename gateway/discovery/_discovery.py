@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.policy import DiscoverSpec, Policies, ReplicaSpec
+from gateway.store import end_tasks
 
 from ._dns import DnsAddresses, DnsServices
 from ._file import FileList
@@ -59,9 +60,7 @@ class Discovery:
 
     async def __aexit__(self, *_: object) -> None:
         tasks = [task for _, task in self._tasks.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
 
     async def first(self, policies: Policies, *, within_s: float = FIRST_WAIT_S) -> Policies:
         """The policies with what is found at once: what takes longer comes by `on_change`."""
