@@ -172,6 +172,8 @@ async def test_waits_are_told_of_the_served_and_of_those_who_waited_in_vain(
     monkeypatch.setitem(served.lifecycle.policies.classes, "service", replace(service, max_wait_s=Decimal(30)))
     second = asyncio.create_task(served.post())
     await eventually(lambda: len(served.lifecycle.dispatcher.lines["tiny"].queue) == 1)
+    queued_ms = served.gateway.clock.now_ms()
+    await eventually(lambda: served.gateway.clock.now_ms() > queued_ms + 1)
     go_on.set()
     answers = [await first, await second]
     assert [answer.status for answer in answers] == [200, 200]
