@@ -40,6 +40,7 @@ _POLICIES = """\
 models:
   tiny:
     replicas: [{{url: "{first}"}}, {{url: "{second}"}}]
+    on_replica_loss: error
     price: {{output_usd_per_mtok: 0.35, input_ratio: 0.28, cached_ratio: 0.1}}
 tenants:
   exact: {{class: queued, keys: [{{id: exact, sha256: "{exact}"}}]}}
