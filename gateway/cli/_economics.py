@@ -166,21 +166,21 @@ def what_if_(  # noqa: PLR0917 - options have names on the command line
 
     Example: mtok what-if --policies policies --model llama --prefix-hit 0.8 --gpu B200
     """
-    from gateway.economics import what_if
+    from gateway.economics import ratios, what_if
 
     served = loaded(policies)
     if model not in served.models:
         fail(f"the policies have no model {model!r}", MISUSED)
     report = ask_store(lambda redis: _reports(redis, served, list(_spans(span, by_day=False))))[0]
     now = next(one for one in report.models if one.model == model)
-    price = served.models[model].price
+    input_ratio, cached_ratio = ratios(served, model)
     levers = (*(["fp8-kv"] * fp8_kv), *(["chunked-prefill"] * chunked_prefill))
     try:
         effects = what_if(
             now,
             levers=levers,
-            input_ratio=Decimal("0.28") if price is None else price.input_ratio,
-            cached_ratio=Decimal("0.1") if price is None else price.cached_ratio,
+            input_ratio=input_ratio,
+            cached_ratio=cached_ratio,
             prefix_hit=prefix_hit,
             spec_accept=spec_accept,
             gpu=None if gpu is None else _other(served, model, gpu),

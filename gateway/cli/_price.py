@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gateway.catalogue import PURCHASES, Gpu, Purchase, builtin
-from gateway.pricing import Quote, quote
+from gateway.pricing import CACHED_RATIO, INPUT_RATIO, Quote, quote
 
 from . import _price_book
 from ._words import MISUSED, fail, json_text, number
@@ -67,10 +67,10 @@ def quote_(  # noqa: PLR0917 - options have names on the command line
     ] = "on_demand",
     input_ratio: Annotated[
         Decimal, typer.Option(help="Input token's price over an output token's.", parser=number, metavar=SHARE_METAVAR)
-    ] = Decimal("0.28"),
+    ] = INPUT_RATIO,
     cached_ratio: Annotated[
         Decimal, typer.Option(help="Cached input token's, likewise.", parser=number, metavar=SHARE_METAVAR)
-    ] = Decimal("0.1"),
+    ] = CACHED_RATIO,
     ratio: Annotated[
         Decimal,
         typer.Option("--blend", "--ratio", help="Input to output tokens in the blend.", parser=blend, metavar="A:B"),

@@ -11,7 +11,7 @@ from decimal import Context, Decimal
 from zoneinfo import ZoneInfo
 
 from gateway.policy import Policies, TenantPriceSpec, TenantSpec
-from gateway.pricing import Price
+from gateway.pricing import CACHED_RATIO, INPUT_RATIO, Price
 
 from ._epochs import Epoch
 
@@ -105,6 +105,6 @@ class Tariffs:
 
 
 def _own(terms: TenantPriceSpec, output: Decimal) -> tuple[Decimal, Decimal, Decimal]:
-    input_ratio = Decimal("0.28") if terms.input_ratio is None else terms.input_ratio
-    cached_ratio = Decimal("0.1") if terms.cached_ratio is None else terms.cached_ratio
+    input_ratio = INPUT_RATIO if terms.input_ratio is None else terms.input_ratio
+    cached_ratio = CACHED_RATIO if terms.cached_ratio is None else terms.cached_ratio
     return output, _EXACT.multiply(output, input_ratio), _EXACT.multiply(output, cached_ratio)

@@ -3,7 +3,7 @@ change with another GPU or lever."""
 
 from ._levers import LEVERS, Lever, LeverEffect, what_if
 from ._plan import BYTES, Candidate, Need, Plan, plan, weights_gb
-from ._read import economics, idle_of_tenant
+from ._read import economics, idle_of_tenant, ratios
 from ._report import HOSTED_ALERT, Beside, Economics, ModelEconomics, TenantEconomics, make_economics
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "idle_of_tenant",
     "make_economics",
     "plan",
+    "ratios",
     "weights_gb",
     "what_if",
 ]

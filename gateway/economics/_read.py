@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from gateway.audit import audit, tenants
 from gateway.costing import pools, read_spans
 from gateway.policy import Policies
-from gateway.pricing import GpuSpan, cost_nanousd, gpu_seconds
+from gateway.pricing import CACHED_RATIO, INPUT_RATIO, GpuSpan, cost_nanousd, gpu_seconds
 from gateway.usage import Billed, billed_by_tenant_and_model
 
 from ._report import Economics, ModelSpan, make_economics, shares, weight
@@ -41,7 +41,7 @@ async def economics(redis: Redis, policies: Policies, start_s: int, end_s: int, 
         weights = _weights(policies, pool, sold)
         hosted = policies.catalogue.providers_of(model.hosted_as or model.name)
         stale |= {f"{provider}/{model.name}": told.is_stale(today) for provider, told in hosted.items()}
-        input_ratio, cached_ratio = _ratios(policies, model.name)
+        input_ratio, cached_ratio = ratios(policies, model.name)
         cost = _share_of(cost_nanousd(of_pool, start_s, end_s), weights, model.name)
         loss_tokens = sum((lost.get(span.replica, Billed()) for span in _once(of_pool)), Billed())
         loss = weight(loss_tokens, input_ratio=input_ratio, cached_ratio=cached_ratio)
@@ -75,9 +75,10 @@ async def idle_of_tenant(redis: Redis, policies: Policies, tenant: str, start_s:
     return spread.get(tenant, 0)
 
 
-def _ratios(policies: Policies, model: str) -> tuple[Decimal, Decimal]:
+def ratios(policies: Policies, model: str) -> tuple[Decimal, Decimal]:
+    """What a model's uncached and cached input tokens weigh of an output token."""
     price = policies.models[model].price
-    return (Decimal("0.28"), Decimal("0.1")) if price is None else (price.input_ratio, price.cached_ratio)
+    return (INPUT_RATIO, CACHED_RATIO) if price is None else (price.input_ratio, price.cached_ratio)
 
 
 def _weights(policies: Policies, pool: tuple[str, ...], sold: _Sold) -> dict[str, Decimal]:
@@ -85,7 +86,7 @@ def _weights(policies: Policies, pool: tuple[str, ...], sold: _Sold) -> dict[str
     weights = dict.fromkeys(pool, Decimal(0))
     for (_, model), billed in sold.items():
         if model in weights:
-            input_ratio, cached_ratio = _ratios(policies, model)
+            input_ratio, cached_ratio = ratios(policies, model)
             weights[model] += weight(billed, input_ratio=input_ratio, cached_ratio=cached_ratio)
     return weights
 

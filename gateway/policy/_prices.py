@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from gateway.pricing import CACHED_RATIO, INPUT_RATIO
+
 PriceMode = Literal["fixed", "live", "cost_plus"]
 TenantPriceMode = Literal["live", "fixed", "cost_plus", "contract"]
 Smoothing = Literal["epoch", "hour", "day"]
@@ -25,8 +27,8 @@ class PriceSpec:
     """
 
     output_usd_per_mtok: Decimal
-    input_ratio: Decimal = Decimal("0.28")
-    cached_ratio: Decimal = Decimal("0.1")
+    input_ratio: Decimal = INPUT_RATIO
+    cached_ratio: Decimal = CACHED_RATIO
     mode: PriceMode = "fixed"
     overhead: Decimal = Decimal(1)
     margin: Decimal = Decimal(0)

@@ -16,9 +16,11 @@ from ._live import (
 )
 from ._money import NANOUSD_MAX, NANOUSD_PER_USD, nanousd_of_usd, usd_of_nanousd
 from ._price import Price, PriceTerms
-from ._quote import Quote, blended_usd_per_mtok, output_usd_per_mtok, quote
+from ._quote import CACHED_RATIO, INPUT_RATIO, Quote, blended_usd_per_mtok, output_usd_per_mtok, quote
 
 __all__ = [
+    "CACHED_RATIO",
+    "INPUT_RATIO",
     "NANOUSD_MAX",
     "NANOUSD_PER_USD",
     "GpuSpan",

@@ -18,6 +18,7 @@ SECONDS_PER_HOUR = 3600
 
 INPUT_RATIO = Decimal("0.28")
 CACHED_RATIO = Decimal("0.1")
+"""What an uncached and a cached input token cost of an output token where nobody says otherwise."""
 BLEND_RATIO = Decimal(3)
 
 
