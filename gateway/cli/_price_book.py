@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.policy import plain
+from gateway.pricing import weighted_tokens
 
 from ._store import ask_store
 from ._words import FAILED, STORE_ENVIRONMENT, duration_ms, fail, json_text, table, utc
@@ -128,7 +129,7 @@ def _prices(epochs: list[Epoch], model: str | None = None) -> str:
 
 
 def _made_of(name: str, price: EpochPrice) -> str:
-    weight = price.output_tokens + price.input_ratio * price.input_tokens + price.cached_ratio * price.cached_tokens
+    weight = weighted_tokens(price, input_ratio=price.input_ratio, cached_ratio=price.cached_ratio)
     measured = "nothing" if price.measured_usd_per_mtok is None else f"{price.measured_usd_per_mtok:.6f} $/Mtok"
     pool = "" if len(price.pool) == 1 else f" (of {', '.join(price.pool)}, which share replicas)"
     margin = f", and a margin of {plain(price.margin)}" if price.margin else ""

@@ -16,9 +16,7 @@ from decimal import Decimal, InvalidOperation
 
 import msgspec
 
-from gateway.pricing import GpuSpan, nanousd_of_usd
-
-SECONDS_PER_HOUR = 3600
+from gateway.pricing import SECONDS_PER_HOUR, GpuSpan, nanousd_of_usd
 
 
 class _Allocation(msgspec.Struct):

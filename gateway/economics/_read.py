@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 from gateway.audit import audit, tenants
 from gateway.costing import pools, read_spans
 from gateway.policy import Policies
-from gateway.pricing import CACHED_RATIO, INPUT_RATIO, GpuSpan, cost_nanousd, gpu_seconds
+from gateway.pricing import CACHED_RATIO, INPUT_RATIO, GpuSpan, cost_nanousd, gpu_seconds, weighted_tokens
 from gateway.usage import Billed, billed_by_tenant_and_model
 
-from ._report import Economics, ModelSpan, make_economics, shares, weight
+from ._report import Economics, ModelSpan, make_economics, shares
 
 HOUR_S = 3600
 AUDITED_S = 2 * 86_400
@@ -44,7 +44,7 @@ async def economics(redis: Redis, policies: Policies, start_s: int, end_s: int, 
         input_ratio, cached_ratio = ratios(policies, model.name)
         cost = _share_of(cost_nanousd(of_pool, start_s, end_s), weights, model.name)
         loss_tokens = sum((lost.get(span.replica, Billed()) for span in _once(of_pool)), Billed())
-        loss = weight(loss_tokens, input_ratio=input_ratio, cached_ratio=cached_ratio)
+        loss = weighted_tokens(loss_tokens, input_ratio=input_ratio, cached_ratio=cached_ratio)
         made = sum(weights.values(), Decimal(0))
         models.append(
             ModelSpan(
@@ -87,7 +87,7 @@ def _weights(policies: Policies, pool: tuple[str, ...], sold: _Sold) -> dict[str
     for (_, model), billed in sold.items():
         if model in weights:
             input_ratio, cached_ratio = ratios(policies, model)
-            weights[model] += weight(billed, input_ratio=input_ratio, cached_ratio=cached_ratio)
+            weights[model] += weighted_tokens(billed, input_ratio=input_ratio, cached_ratio=cached_ratio)
     return weights
 
 

@@ -15,11 +15,10 @@ from decimal import Context, Decimal
 from msgspec import Struct
 
 from gateway.catalogue import HostedModel
-from gateway.pricing import usd_of_nanousd
+from gateway.pricing import usd_of_nanousd, usd_per_mtok, weighted_tokens
 from gateway.usage import Billed
 
 _WIDE = Context(prec=60)
-_MTOK = Decimal(1_000_000)
 MONTH_S = 30 * 86_400
 
 HOSTED_ALERT = Decimal("1.5")
@@ -114,11 +113,6 @@ class ModelSpan:
     hosted: Mapping[str, HostedModel]
 
 
-def weight(billed: Billed, *, input_ratio: Decimal, cached_ratio: Decimal) -> Decimal:
-    """Tokens in output tokens' worth."""
-    return billed.output_tokens + input_ratio * billed.input_tokens + cached_ratio * billed.cached_tokens
-
-
 def shares(total_nanousd: int, weights: Mapping[str, Decimal]) -> dict[str, int]:
     """`total_nanousd` by weight, in whole nano-dollars that add up to it: what rounding leaves goes to the largest
     remainders, equal ones by name. Without any weight nobody has a share."""
@@ -140,7 +134,7 @@ def make_economics(start_s: int, end_s: int, spans: Sequence[ModelSpan], *, is_s
     models = []
     for span in spans:
         weights = {
-            tenant: weight(billed, input_ratio=span.input_ratio, cached_ratio=span.cached_ratio)
+            tenant: weighted_tokens(billed, input_ratio=span.input_ratio, cached_ratio=span.cached_ratio)
             for tenant, billed in span.billed.items()
         }
         for tenant, share in shares(span.cost_nanousd, weights).items():
@@ -219,5 +213,5 @@ def _beside(
 
 
 def _per_mtok(nanousd: int, tokens: Decimal) -> Decimal | None:
-    """The identity: dollars over tokens, times a million."""
-    return _WIDE.divide(_WIDE.multiply(usd_of_nanousd(nanousd), _MTOK), tokens) if tokens > 0 else None
+    """Their price; None where there are none."""
+    return usd_per_mtok(usd_of_nanousd(nanousd), tokens) if tokens > 0 else None

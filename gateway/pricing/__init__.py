@@ -16,13 +16,23 @@ from ._live import (
 )
 from ._money import NANOUSD_MAX, NANOUSD_PER_USD, nanousd_of_usd, usd_of_nanousd
 from ._price import Price, PriceTerms
-from ._quote import CACHED_RATIO, INPUT_RATIO, Quote, blended_usd_per_mtok, output_usd_per_mtok, quote
+from ._quote import (
+    CACHED_RATIO,
+    INPUT_RATIO,
+    SECONDS_PER_HOUR,
+    Quote,
+    blended_usd_per_mtok,
+    output_usd_per_mtok,
+    quote,
+    usd_per_mtok,
+)
 
 __all__ = [
     "CACHED_RATIO",
     "INPUT_RATIO",
     "NANOUSD_MAX",
     "NANOUSD_PER_USD",
+    "SECONDS_PER_HOUR",
     "GpuSpan",
     "LivePrice",
     "LiveTerms",
@@ -40,5 +50,6 @@ __all__ = [
     "output_usd_per_mtok",
     "quote",
     "usd_of_nanousd",
+    "usd_per_mtok",
     "weighted_tokens",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-SECONDS_PER_HOUR = 3600
+from ._quote import SECONDS_PER_HOUR
 
 
 class GpuSpan(Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from ._money import usd_of_nanousd
+from ._quote import usd_per_mtok
 
 Bound = Literal["", "no tokens", "floor", "ceiling", "step"]
 
@@ -23,6 +24,17 @@ PLACES = Decimal("0.000001")
 
 _WIDE = Context(prec=60)
 _ROUNDING = Context(prec=60, rounding=ROUND_HALF_EVEN)
+
+
+class Tokens(Protocol):
+    """Tokens by kind; `input_tokens` is without cached ones."""
+
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -59,11 +71,11 @@ class LivePrice(Struct, frozen=True, kw_only=True):
     bound: Bound
 
 
-def weighted_tokens(measured: Measured, *, input_ratio: Decimal, cached_ratio: Decimal) -> Decimal:
+def weighted_tokens(tokens: Tokens, *, input_ratio: Decimal, cached_ratio: Decimal) -> Decimal:
     """W: all tokens in output tokens' worth."""
-    of_input = _WIDE.multiply(input_ratio, Decimal(measured.input_tokens))
-    of_cached = _WIDE.multiply(cached_ratio, Decimal(measured.cached_tokens))
-    return _WIDE.add(_WIDE.add(of_input, of_cached), Decimal(measured.output_tokens))
+    of_input = _WIDE.multiply(input_ratio, Decimal(tokens.input_tokens))
+    of_cached = _WIDE.multiply(cached_ratio, Decimal(tokens.cached_tokens))
+    return _WIDE.add(_WIDE.add(of_input, of_cached), Decimal(tokens.output_tokens))
 
 
 def measured_usd_per_mtok(measured: Measured, terms: LiveTerms) -> Decimal | None:
@@ -72,7 +84,7 @@ def measured_usd_per_mtok(measured: Measured, terms: LiveTerms) -> Decimal | Non
     if weight <= 0:
         return None
     spent = _WIDE.multiply(usd_of_nanousd(measured.cost_nanousd), terms.overhead)
-    return _WIDE.divide(_WIDE.scaleb(spent, 6), weight)
+    return usd_per_mtok(spent, weight)
 
 
 def live_price(before_usd_per_mtok: Decimal, measured: Measured, terms: LiveTerms) -> LivePrice:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Context, Decimal
 
-_WIDE = Context(prec=40)
-"""Quotes are ratios and seldom end; 40 digits are far beyond what is shown, and independent of the caller's context."""
+_WIDE = Context(prec=60)
+"""Prices are ratios and seldom end; 60 digits are far beyond what is shown, and independent of the caller's context."""
 
 SECONDS_PER_HOUR = 3600
+_MTOK = Decimal(1_000_000)
 
 INPUT_RATIO = Decimal("0.28")
 CACHED_RATIO = Decimal("0.1")
@@ -39,6 +40,11 @@ class Quote:
     blended_usd_per_mtok: Decimal
 
 
+def usd_per_mtok(usd: Decimal, tokens: Decimal) -> Decimal:
+    """What a million of these tokens cost, of which there is at least a part of one."""
+    return _WIDE.divide(_WIDE.multiply(usd, _MTOK), tokens)
+
+
 def output_usd_per_mtok(
     *, usd_per_hour: Decimal, hours: Decimal, output_tokens: Decimal, overhead: Decimal = Decimal(1)
 ) -> Decimal:
@@ -46,7 +52,7 @@ def output_usd_per_mtok(
     if output_tokens <= 0:
         raise ValueError("output tokens must be more than 0: an hour that made none has no price per token")
     spent = _WIDE.multiply(_WIDE.multiply(usd_per_hour, hours), overhead)
-    return _WIDE.divide(_WIDE.multiply(spent, Decimal(1_000_000)), output_tokens)
+    return usd_per_mtok(spent, output_tokens)
 
 
 def blended_usd_per_mtok(*, output_usd: Decimal, input_usd: Decimal, blend_ratio: Decimal) -> Decimal:

@@ -16,10 +16,10 @@ import pytest
 from gateway.billing import make_bill, parse_month, sold
 from gateway.costing import Epoch, Tariffs, decide, measured_window
 from gateway.economics import make_economics
-from gateway.economics._report import ModelSpan, weight
+from gateway.economics._report import ModelSpan
 from gateway.metering import UsageEvent
 from gateway.policy import Policies, load
-from gateway.pricing import GpuSpan, Measured, cost_nanousd
+from gateway.pricing import GpuSpan, Measured, cost_nanousd, weighted_tokens
 from gateway.usage import Billed
 from gateway.wire import Usage
 from tests.recompute_bills import recompute
@@ -170,7 +170,8 @@ class Day:
             billed = by_hour[hour_s]
             cost = cost_nanousd(self.spans, hour_s, hour_s + HOUR_S)
             made = sum(
-                (weight(one, input_ratio=INPUT_RATIO, cached_ratio=CACHED_RATIO) for one in billed.values()), Decimal(0)
+                (weighted_tokens(one, input_ratio=INPUT_RATIO, cached_ratio=CACHED_RATIO) for one in billed.values()),
+                Decimal(0),
             )
             lost = self.lost[hour_s]
             yield ModelSpan(
