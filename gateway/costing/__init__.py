@@ -4,7 +4,7 @@ One worker of all gateways counts hours and makes the next epoch's prices; whoev
 it never changes. All others read it.
 """
 
-from ._epochs import Epoch, EpochPrice, decide, epoch_name, epoch_start, measured_window, pools
+from ._epochs import Epoch, EpochPrice, decide, epoch_name, epoch_start, measured_window, of_pool, pools
 from ._hours import GPU_GAP_S, read_spans, tell_gpus, write_spans
 from ._imports import CostImportError, focus_spans, opencost_spans
 from ._keeper import PriceKeeper
@@ -24,6 +24,7 @@ __all__ = [
     "epoch_start",
     "focus_spans",
     "measured_window",
+    "of_pool",
     "opencost_spans",
     "pools",
     "read_epochs",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 
 from msgspec import Struct
 
 from gateway.policy import Policies, PriceSpec, Smoothing
-from gateway.pricing import LivePrice, Measured, Price, live_price
+from gateway.pricing import GpuSpan, LivePrice, Measured, Price, live_price
 
 LEAD_S = 15
 """Prices are made so long before they hold: a gateway that reads every five seconds has them in time."""
@@ -108,6 +109,12 @@ def pools(policies: Policies) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(pool)) for name, pool in together.items()}
 
 
+def of_pool(spans: Iterable[GpuSpan], pool: Collection[str]) -> list[GpuSpan]:
+    """The GPU time that these models have in common."""
+    models = set(pool)
+    return [span for span in spans if not models.isdisjoint(span.models)]
+
+
 def measured_window(start_s: int, epoch_s: int, smooth: Smoothing) -> tuple[int, int]:
     """Which minutes the price of the epoch from `start_s` on is measured in; they are over when it is made."""
     end_s = (start_s - min(LEAD_S, epoch_s // 4) - BOOKED_AFTER_S) // MINUTE_S * MINUTE_S
@@ -154,17 +161,6 @@ def decide(
     )
 
 
-class _Terms(Struct, frozen=True):
-    """A model's rules with the ratio that was measured in place of the one that was set."""
-
-    input_ratio: Decimal
-    cached_ratio: Decimal
-    overhead: Decimal
-    floor_usd_per_mtok: Decimal | None
-    ceiling_usd_per_mtok: Decimal | None
-    max_step: Decimal | None
-
-
 def _price(
     spec: PriceSpec,
     window_s: tuple[int, int],
@@ -175,13 +171,11 @@ def _price(
     input_ratio: Decimal,
 ) -> EpochPrice:
     was = spec.output_usd_per_mtok if before is None else before.live_usd_per_mtok
-    terms = _Terms(
-        input_ratio,
-        min(spec.cached_ratio, input_ratio),
-        spec.overhead,
-        spec.floor_usd_per_mtok,
-        spec.ceiling_usd_per_mtok,
-        None if before is None else spec.max_step,
+    terms = replace(
+        spec,
+        input_ratio=input_ratio,
+        cached_ratio=min(spec.cached_ratio, input_ratio),
+        max_step=None if before is None else spec.max_step,
     )
     live: LivePrice = live_price(was, measured, terms)
     output = _EXACT.multiply(live.output_usd_per_mtok, 1 + spec.margin)

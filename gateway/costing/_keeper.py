@@ -16,11 +16,11 @@ from redis.exceptions import RedisError
 
 from gateway.audit import tenants, write_prices
 from gateway.policy import Policies
-from gateway.pricing import Measured, cost_nanousd
+from gateway.pricing import GpuSpan, Measured, cost_nanousd
 from gateway.store import PRICE_LEASE, StoreUnavailable, end_tasks, load_script
 from gateway.usage import Billed, billed_by_tenant_and_model
 
-from ._epochs import LEAD_S, MINUTE_S, Epoch, decide, epoch_start, measured_window, pools
+from ._epochs import LEAD_S, MINUTE_S, Epoch, decide, epoch_start, measured_window, of_pool, pools
 from ._hours import gpu_terms, read_spans, tell_gpus
 from ._records import read_epochs, write_epoch
 from ._split import measured_input_ratio
@@ -157,19 +157,19 @@ class PriceKeeper:
     async def _measure(self, start_s: int, epoch_s: int, names: Collection[str]) -> dict[str, Measured]:
         """What each live model's pool cost and made in its window."""
         shared = pools(self._policies)
-        billed: dict[tuple[int, int], dict[str, Billed]] = {}
+        read: dict[tuple[int, int], tuple[dict[str, Billed], list[GpuSpan]]] = {}
         found: dict[str, Measured] = {}
         for model in self._policies.models.values():
             if model.price is None or not model.price.follows_cost:
                 continue
             window = measured_window(start_s, epoch_s, model.price.smooth)
-            if window not in billed:
-                billed[window] = await self._billed(window, names)
+            if window not in read:
+                read[window] = await self._billed(window, names), await read_spans(self._redis, *window)
+            billed, spans = read[window]
             pool = shared[model.name]
-            tokens = sum((billed[window].get(name, Billed()) for name in pool), Billed())
-            spans = [span for span in await read_spans(self._redis, *window) if not set(pool).isdisjoint(span.models)]
+            tokens = sum((billed.get(name, Billed()) for name in pool), Billed())
             found[model.name] = Measured(
-                cost_nanousd=cost_nanousd(spans, *window),
+                cost_nanousd=cost_nanousd(of_pool(spans, pool), *window),
                 input_tokens=tokens.input_tokens,
                 cached_tokens=tokens.cached_tokens,
                 output_tokens=tokens.output_tokens,

@@ -9,7 +9,7 @@ from decimal import Context, Decimal
 from redis.asyncio import Redis
 
 from gateway.audit import audit, tenants
-from gateway.costing import pools, read_spans
+from gateway.costing import of_pool, pools, read_spans
 from gateway.policy import Policies
 from gateway.pricing import CACHED_RATIO, INPUT_RATIO, GpuSpan, cost_nanousd, gpu_seconds, weighted_tokens
 from gateway.usage import Billed, billed_by_tenant_and_model
@@ -37,19 +37,19 @@ async def economics(redis: Redis, policies: Policies, start_s: int, end_s: int, 
     models = []
     for model in policies.models.values():
         pool = shared[model.name]
-        of_pool = [span for span in spans if not set(pool).isdisjoint(span.models)]
+        here = of_pool(spans, pool)
         weights = _weights(policies, pool, sold)
         hosted = policies.catalogue.providers_of(model.hosted_as or model.name)
         stale |= {f"{provider}/{model.name}": told.is_stale(today) for provider, told in hosted.items()}
         input_ratio, cached_ratio = ratios(policies, model.name)
-        cost = _share_of(cost_nanousd(of_pool, start_s, end_s), weights, model.name)
-        loss_tokens = sum((lost.get(span.replica, Billed()) for span in _once(of_pool)), Billed())
+        cost = _share_of(cost_nanousd(here, start_s, end_s), weights, model.name)
+        loss_tokens = sum((lost.get(span.replica, Billed()) for span in _once(here)), Billed())
         loss = weighted_tokens(loss_tokens, input_ratio=input_ratio, cached_ratio=cached_ratio)
         made = sum(weights.values(), Decimal(0))
         models.append(
             ModelSpan(
                 model=model.name,
-                gpu_seconds=gpu_seconds(of_pool, start_s, end_s),
+                gpu_seconds=gpu_seconds(here, start_s, end_s),
                 cost_nanousd=cost,
                 lost_nanousd=int(_WIDE.divide(_WIDE.multiply(Decimal(cost), loss), made + loss)) if loss else 0,
                 billed={tenant: billed for (tenant, name), billed in sold.items() if name == model.name},
@@ -125,8 +125,7 @@ async def _best(
     for hour_s in range(span_s[0] - span_s[0] % HOUR_S, span_s[1], HOUR_S):
         sold = await billed_by_tenant_and_model(redis, names, hour_s, hour_s + HOUR_S)
         for pool in set(shared.values()):
-            of_pool = [span for span in spans if not set(pool).isdisjoint(span.models)]
-            seconds = gpu_seconds(of_pool, hour_s, hour_s + HOUR_S)
+            seconds = gpu_seconds(of_pool(spans, pool), hour_s, hour_s + HOUR_S)
             weights = _weights(policies, pool, sold)
             if seconds:
                 for model, made in weights.items():
