@@ -71,7 +71,7 @@ class PriceKeeper:
         self._lead = redis.register_script(load_script("lease").text)
         self._epoch: Epoch | None = None
         self._next: Epoch | None = None
-        self._written: set[str] = set()
+        self._unwritten = [Tariffs(policies)]
         self._task: asyncio.Task[None] | None = None
         self._away = False
 
@@ -88,11 +88,6 @@ class PriceKeeper:
         """These are the policies from now on."""
         self._policies = policies
         self._show()
-
-    @property
-    def tariffs(self) -> Tariffs:
-        """What is paid now."""
-        return Tariffs(self._policies, self._epoch)
 
     async def tick(self) -> None:
         """Follows the epochs, and makes the next one if that is this worker's to do.
@@ -118,6 +113,8 @@ class PriceKeeper:
             current = await self._make(start_s, now_s, fence)
         if fence and upcoming is None and now_s >= start_s + epoch_s - min(LEAD_S, epoch_s // 4):
             upcoming = await self._make(start_s + epoch_s, now_s, fence)
+        if upcoming is not None and upcoming != self._next:
+            self._unwritten.append(Tariffs(self._policies, upcoming))
         self._next = upcoming
         self.stale = current is None
         if current is not None:
@@ -129,7 +126,9 @@ class PriceKeeper:
             self._show()
 
     def _show(self) -> None:
-        self._use(self.tariffs)
+        tariffs = Tariffs(self._policies, self._epoch)
+        self._unwritten.append(tariffs)
+        self._use(tariffs)
 
     async def _make(self, start_s: int, now_s: int, fence: int) -> Epoch:
         policies = self._policies
@@ -216,13 +215,10 @@ class PriceKeeper:
 
     async def _write_down(self) -> None:
         """Every price that may be charged is in the book."""
-        new = [(model, price) for model, price in self.tariffs.all() if f"{price.epoch}|{model}" not in self._written]
-        if self._next is not None:
-            upcoming = Tariffs(self._policies, self._next)
-            new += [(model, price) for model, price in upcoming.all() if f"{price.epoch}|{model}" not in self._written]
-        if new:
-            await write_prices(self._redis, new)
-            self._written.update(f"{price.epoch}|{model}" for model, price in new)
+        due = list(self._unwritten)  # policies may change while Redis is written to
+        if due:
+            await write_prices(self._redis, [priced for tariffs in due for priced in tariffs.all()])
+            del self._unwritten[: len(due)]
 
     async def _tick_once(self) -> None:
         try:
