@@ -1,6 +1,6 @@
 """A month's bill: lines that add up to the ledger to the nano-dollar, and what else is on it."""
 
-from ._bill import Bill, BillLine, Credit, Ledgered, Shortfall, Sold, make_bill, sold
+from ._bill import Bill, BillLine, Credit, Shortfall, Sold, make_bill, sold
 from ._exported import exported_events
 from ._month import Month, parse_month
 from ._read import BillError, read_bill
@@ -11,7 +11,6 @@ __all__ = [
     "BillError",
     "BillLine",
     "Credit",
-    "Ledgered",
     "Month",
     "Shortfall",
     "Sold",

@@ -55,13 +55,6 @@ class Shortfall(Struct, frozen=True, kw_only=True):
         return max(0, self.committed_nanousd - self.used_nanousd)
 
 
-class Ledgered(Struct, frozen=True, kw_only=True):
-    """What the ledger's sums have for the same time: what `GET /v1/usage` says."""
-
-    requests: int
-    nanousd: int
-
-
 class Bill(Struct, frozen=True, kw_only=True):
     """What a tenant owes for a month. Nano-dollars but for the lines' exact amounts.
 

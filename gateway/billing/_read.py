@@ -10,7 +10,7 @@ from gateway.audit import events, read_prices
 from gateway.metering import UsageEvent
 from gateway.usage import Billed, billed_by_tenant_and_model
 
-from ._bill import Bill, Ledgered, Sold, make_bill
+from ._bill import Bill, Sold, make_bill
 from ._month import Month
 
 MINUTE_S = 60
@@ -50,17 +50,11 @@ async def read_bill(
         committed_nanousd=committed_nanousd if now_s >= month.end_s else {},
         idle_nanousd=idle_nanousd,
     )
-    kept = await _ledgered(redis, tenant, month.start_s, until_s)
-    if kept.nanousd != bill.ledger_nanousd or kept.requests != bill.requests:
+    kept = sum((await billed_by_tenant_and_model(redis, [tenant], month.start_s, until_s)).values(), Billed())
+    if kept.cost_nanousd != bill.ledger_nanousd or kept.requests != bill.requests:
         raise BillError(
             f"the events of {month.name} are {bill.requests} requests and {bill.ledger_nanousd} nano-dollars, and the "
-            f"ledger has {kept.requests} and {kept.nanousd}: events of then are kept no more (keep_events_days), or "
-            "requests end just now; make the bill from an export: --events FILE.jsonl"
+            f"ledger has {kept.requests} and {kept.cost_nanousd}: events of then are kept no more (keep_events_days), "
+            "or requests end just now; make the bill from an export: --events FILE.jsonl"
         )
     return bill
-
-
-async def _ledgered(redis: Redis, tenant: str, start_s: int, end_s: int) -> Ledgered:
-    found = await billed_by_tenant_and_model(redis, [tenant], start_s, end_s)
-    total = sum(found.values(), Billed())
-    return Ledgered(requests=total.requests, nanousd=total.cost_nanousd)
