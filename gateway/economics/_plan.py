@@ -18,7 +18,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from gateway.catalogue import Gpu, Purchase
+from gateway.catalogue import PURCHASES, Gpu, Purchase
 
 Weights = Literal["fp16", "fp8", "int4"]
 
@@ -173,8 +173,7 @@ def _candidate(need: Need, gpu: Gpu, fit: _Fit, scale: Decimal | None, measured:
     replicas = max(1, int((wanted / rate).to_integral_value(ROUND_CEILING)))
     hourly: dict[Purchase, Decimal] = {}
     per_mtok: dict[Purchase, Decimal] = {}
-    ways: tuple[Purchase, ...] = ("on_demand", "reserved", "spot")
-    for purchase in ways:
+    for purchase in PURCHASES:
         price = gpu.hourly(purchase)
         if price is not None:
             hourly[purchase] = price.usd_per_hour * fit.gpus * replicas

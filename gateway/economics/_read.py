@@ -24,13 +24,16 @@ _WIDE = Context(prec=60)
 _Sold = Mapping[tuple[str, str], Billed]
 
 
-async def economics(redis: Redis, policies: Policies, start_s: int, end_s: int, *, now_ms: int) -> Economics:
-    """The report of [start_s, end_s), whole minutes. Raises `StoreUnavailable`."""
+async def economics(
+    redis: Redis, policies: Policies, start_s: int, end_s: int, *, now_ms: int, with_use: bool = True
+) -> Economics:
+    """The report of [start_s, end_s), whole minutes; without `with_use` nobody looks how well GPUs were used, which
+    every hour has to be read for. Raises `StoreUnavailable`."""
     names = await tenants(redis)
     spans = await read_spans(redis, start_s, end_s)
     sold = await billed_by_tenant_and_model(redis, names, start_s, end_s)
     lost = await _lost(redis, start_s, end_s, now_ms) if end_s - start_s <= AUDITED_S else {}
-    best = await _best(redis, policies, names, spans, (start_s, end_s))
+    best = await _best(redis, policies, names, spans, (start_s, end_s)) if with_use else {}
     shared = pools(policies)
     today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
     stale: dict[str, bool] = {}
@@ -67,7 +70,7 @@ async def idle_of_tenant(redis: Redis, policies: Policies, tenant: str, start_s:
     end_s -= end_s % 60
     if end_s <= start_s:
         return 0
-    told = await economics(redis, policies, start_s, end_s, now_ms=end_s * 1000)
+    told = await economics(redis, policies, start_s, end_s, now_ms=end_s * 1000, with_use=False)
     idle = sum(max(0, model.idle_nanousd) for model in told.models)
     spread = shares(
         int(idle * policies.pricing.recover_idle), {one.tenant: Decimal(one.cost_nanousd) for one in told.tenants}
