@@ -6,14 +6,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Protocol
-from zoneinfo import ZoneInfo
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from gateway.admission import period_at
 from gateway.audit import tenants, write_prices
 from gateway.policy import Policies
 from gateway.pricing import GpuSpan, Measured, cost_nanousd
@@ -202,7 +201,7 @@ class PriceKeeper:
         volumes: dict[str, dict[str, int]] = {}
         for tenant in self._policies.tenants.values():
             if any(terms.tiers for terms in tenant.prices.values()):
-                month_s = _month_start(start_s, tenant.time_zone)
+                month_s = period_at("month", start_s, tenant.time_zone).start_s
                 until_s = start_s // MINUTE_S * MINUTE_S
                 found = await billed_by_tenant_and_model(self._redis, [tenant.name], month_s, until_s)
                 volumes[tenant.name] = {model: billed.tokens for (_, model), billed in found.items()}
@@ -248,8 +247,3 @@ def _has_epochs(policies: Policies) -> bool:
         return True
     terms = [terms for tenant in policies.tenants.values() for terms in tenant.prices.values()]
     return any(one.tiers or one.off_peak is not None for one in terms)
-
-
-def _month_start(at_s: int, time_zone: str) -> int:
-    here = datetime.fromtimestamp(at_s, UTC).astimezone(ZoneInfo(time_zone))
-    return int(here.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp())
